@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Warnings, sanitizers and hardening, for every target of the project.
+
+add_compile_options(-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wold-style-cast -Wcast-align -Wconversion
+                    -Wno-sign-conversion)
+# The two C++-only flags above would warn on C sources; the project's own C is one header and its test.
+if(VVFU_WERROR)
+  add_compile_options(-Werror)
+endif()
+
+if(VVFU_SANITIZE)
+  add_compile_options(-fsanitize=${VVFU_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${VVFU_SANITIZE})
+else()
+  add_compile_options(-fstack-protector-strong)
+endif()
+
+# vvfu_add_library(NAME SOURCES... [PUBLIC targets...]): a static library with its include/ folder.
+function(vvfu_add_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LIBS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_include_directories(${name} PUBLIC include PRIVATE src)
+  target_link_libraries(${name} PUBLIC ${ARG_LIBS})
+endfunction()

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The peer's memory as a device model sees it. This is the only place that turns a DMA address into a
+// pointer. Not thread-safe: executor's thread only; the spans it hands out may be read and written by any
+// thread while their DmaMapping lives.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "vvfu/base/expected.hpp"
+
+namespace vvfu::guest {
+
+/// An address in the peer's DMA address space (IOVA).
+enum class DmaAddress : std::uint64_t {};
+constexpr std::uint64_t raw(DmaAddress address) noexcept { return static_cast<std::uint64_t>(address); }
+/// Wraps around like the address bus does; a range that wraps is rejected where it is used.
+constexpr DmaAddress operator+(DmaAddress address, std::uint64_t bytes) noexcept
+{
+    return DmaAddress{raw(address) + bytes};
+}
+
+struct DmaSegment {
+    DmaAddress address{};
+    std::uint64_t size = 0;  ///< bytes
+};
+
+enum class DmaDirection {
+    from_peer,  ///< the device reads the peer's memory
+    to_peer,    ///< the device writes it
+};
+
+enum class DmaError {
+    fault,       ///< some byte is outside every range of the peer
+    permission,  ///< the range does not allow this direction
+    io,          ///< the peer refused or the session ended
+    timeout,     ///< the peer did not answer in time
+    too_large,   ///< more bytes than a transfer may have
+};
+[[nodiscard]] const char *describe(DmaError error) noexcept;
+
+using DmaCallback = std::function<void(Expected<void, DmaError>)>;
+
+/// Access to message-only memory: DMA_READ and DMA_WRITE control messages. Implemented by Session.
+class MessageDma {
+public:
+    virtual ~MessageDma() = default;
+    /// Fills `out` (which stays valid until `done`). `done` is never called from inside the call.
+    virtual void dma_read(DmaAddress address, std::span<std::byte> out, DmaCallback done) = 0;
+    virtual void dma_write(DmaAddress address, std::span<const std::byte> data, DmaCallback done) = 0;
+};
+
+struct DmaRange {
+    DmaAddress address{};
+    std::uint64_t size = 0;
+    bool readable = false;        ///< the device may read it
+    bool writable = false;        ///< the device may write it
+    std::byte *host = nullptr;    ///< first byte in the window; nullptr: message-only
+};
+
+class DmaSpace;
+
+/// Bytes of the peer's memory as iovecs, valid until finish() or destruction. Window-mapped pieces are the
+/// peer's memory itself; message-only pieces are bounce buffers. Move-only. While it lives, the
+/// acknowledgement of an unmap of any range that it touches waits.
+class DmaMapping {
+public:
+    DmaMapping() noexcept;
+    DmaMapping(DmaMapping &&) noexcept;
+    DmaMapping &operator=(DmaMapping &&) noexcept;
+    ~DmaMapping();  ///< releases without writing bounced data back
+
+    /// The bytes in segment order. Pieces that are neighbours in memory are one iovec.
+    [[nodiscard]] std::span<const iovec> iov() const noexcept;
+    [[nodiscard]] std::uint64_t size() const noexcept;
+    /// True if any piece is a bounce buffer.
+    [[nodiscard]] bool bounced() const noexcept;
+
+    /// Ends the access. With DmaDirection::to_peer, bounced bytes are written back first; `done` runs when all
+    /// of it is visible to the peer: inside the call if nothing was bounced, else later.
+    void finish(DmaCallback done) &&;
+
+private:
+    friend class DmaSpace;
+    struct State;
+    std::unique_ptr<State> state_;
+};
+
+class DmaSpace {
+public:
+    /// Called inside map() when every piece is window-mapped (or on an error), else later.
+    using MapCallback = std::function<void(Expected<DmaMapping, DmaError>)>;
+
+    /// Bytes that one mapping may bounce; a larger one fails with DmaError::too_large.
+    static constexpr std::uint64_t kMaxBounce = 8u * 1024 * 1024;
+
+    /// `message_dma` (not owned, may be null: message-only ranges then fail with io) outlives the space.
+    explicit DmaSpace(MessageDma *message_dma = nullptr);
+    DmaSpace(const DmaSpace &) = delete;
+    DmaSpace &operator=(const DmaSpace &) = delete;
+    ~DmaSpace();
+
+    /// Adds a range. False if it is empty, wraps or overlaps one that is there.
+    bool add(const DmaRange &range);
+    /// Removes the range that has exactly this address and size: no new access reaches it, and
+    /// `idle` runs when no mapping uses it (inside the call if none does). False: no such range.
+    bool remove(DmaAddress address, std::uint64_t size, std::function<void()> idle);
+    /// Removes every range at once (the session is over). Mappings that live keep their pointers;
+    /// their bounced write-backs fail with io.
+    void clear();
+
+    /// Maps segments (each may cross ranges that are neighbours). With from_peer, bounced pieces are filled before
+    /// the callback. An empty list gives an empty mapping.
+    void map(std::span<const DmaSegment> segments, DmaDirection direction, MapCallback done);
+
+    /// Copies; `done` runs inside the call when all of it is window-mapped. Buffers stay valid until `done`.
+    void read(DmaAddress address, std::span<std::byte> out, DmaCallback done);
+    void write(DmaAddress address, std::span<const std::byte> data, DmaCallback done);
+
+    [[nodiscard]] std::size_t ranges() const noexcept;
+
+private:
+    friend class DmaMapping;
+    struct Entry;
+    std::map<std::uint64_t, std::shared_ptr<Entry>> ranges_;  // by first address
+    MessageDma *message_dma_;
+};
+
+}  // namespace vvfu::guest

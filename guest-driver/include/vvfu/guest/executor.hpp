@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <chrono>
+#include <functional>
+
+namespace vvfu::guest {
+
+/// The one thread that runs device models: every callback of a model, of DmaSpace and of the session is
+/// made on it. Implemented by Reactor, and by tests.
+class Executor {
+public:
+    using Task = std::function<void()>;
+    virtual ~Executor() = default;
+
+    /// Runs `task` later on the executor's thread, after what was posted before. Any thread may call it.
+    virtual void post(Task task) = 0;
+    /// Runs `task` once, not before `delay` has passed. Executor's thread only. Cannot be cancelled: the task checks
+    /// whether it is still wanted.
+    virtual void after(std::chrono::nanoseconds delay, Task task) = 0;
+};
+
+/// Threads for work that may block (file I/O). Implemented by ThreadPool, and inline by tests.
+class Workers {
+public:
+    virtual ~Workers() = default;
+
+    /// Runs `work` on some worker thread, then `done` on the executor's thread. Executor's thread only.
+    virtual void submit(std::function<void()> work, std::function<void()> done) = 0;
+};
+
+}  // namespace vvfu::guest

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// Base of PCI device models: configuration space and capabilities, BAR routing, MSI-X and INTx.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "vvfu/guest/device_model.hpp"
+
+namespace vvfu::guest {
+
+struct PciIdentity {
+    std::uint16_t vendor_id = 0, device_id = 0, subsystem_vendor_id = 0, subsystem_id = 0;
+    std::uint32_t class_code = 0;  ///< 24 bits: base class, subclass, programming interface
+    std::uint8_t revision = 0;
+};
+
+struct PciBar {
+    std::uint64_t size = 0;  ///< bytes, a power of two, at least 16; 0: the BAR does not exist
+    bool is_64bit = false;   ///< takes the next BAR too
+    bool prefetchable = false;
+    std::vector<control::Area> areas;  ///< parts that the peer may map; they live in region memory
+    std::uint64_t region_memory_offset = 0;  ///< with areas: where byte 0 of the BAR is in region memory
+};
+
+/// Describes the function; PciDevice's constructor turns it into configuration space.
+struct PciFunction {
+    PciIdentity identity;
+    std::array<PciBar, 6> bars;
+    std::uint16_t msix_vectors = 0;  ///< 0: no MSI-X. Table and PBA then need room in a BAR:
+    std::uint8_t msix_bar = 0;
+    std::uint32_t msix_table_offset = 0, msix_pba_offset = 0;  ///< 8-byte aligned, disjoint, inside the BAR
+    bool intx = false;                                         ///< INTA#
+};
+
+/// PCI Express endpoint with a 4 KiB configuration space (PM, PCIe with FLR and MSI-X capabilities).
+///
+/// The MSI-X table is normally kept by the driver VMM and never reaches the device; the table here is plain storage
+/// for clients that do forward it. The PBA reads as the pending state of the doorbells.
+class PciDevice : public DeviceModel {
+public:
+    /// Throws std::invalid_argument when `function` is not realisable (that is a bug in the model).
+    PciDevice(PciFunction function, DeviceServices services);
+
+    [[nodiscard]] control::DeviceInfo describe() const override;
+    void region_read(std::uint32_t region, std::uint64_t offset, std::span<std::byte> out) final;
+    void region_write(std::uint32_t region, std::uint64_t offset, std::span<const std::byte> data) final;
+    void irq_info(const control::IrqInfo &info) final;
+    void reset(std::function<void()> done) final;
+
+protected:
+    // ---- for models to implement ----
+
+    /// As DeviceModel::region_read, for the BARs, without the parts that PciDevice serves (MSI-X table, PBA).
+    virtual void bar_read(unsigned bar, std::uint64_t offset, std::span<std::byte> out) = 0;
+    virtual void bar_write(unsigned bar, std::uint64_t offset, std::span<const std::byte> data) = 0;
+    /// Stops everything, forgets everything but stored data, then calls `done` (see DeviceModel::reset). Also used for FLR
+    /// and at the end of a session.
+    virtual void function_reset(std::function<void()> done) = 0;
+
+    // ---- for models to use ----
+
+    [[nodiscard]] DeviceServices &services() noexcept { return services_; }
+    /// MSI-X Enable of Message Control.
+    [[nodiscard]] bool msix_enabled() const noexcept;
+    /// Bus Master Enable of Command. Models do no DMA without it.
+    [[nodiscard]] bool bus_master() const noexcept;
+    /// Sends MSI-X message `vector` (dropped while MSI-X is disabled). Edge.
+    void msix_trigger(std::uint16_t vector);
+    /// Drives INTA#. Level: asserted again after each unmask by the peer while it stays high. Has no effect
+    /// while MSI-X is enabled or Interrupt Disable of Command is set, beyond remembering the level.
+    void intx_set(bool level);
+
+private:
+    struct Config;
+    DeviceServices services_;
+    PciFunction function_;
+    std::vector<std::byte> config_, writable_;
+    std::vector<std::byte> msix_table_;
+    std::uint32_t msix_cap_ = 0, pcie_cap_ = 0;
+    bool intx_level_ = false;
+    bool intx_masked_ = false;  ///< automasked: signalled, and the peer has not unmasked since
+    bool resetting_ = false;
+};
+
+}  // namespace vvfu::guest
