@@ -111,7 +111,8 @@ public:
     /// Adds a range. False if it is empty, wraps or overlaps one that is there.
     bool add(const DmaRange &range);
     /// Removes the range that has exactly this address and size: no new access reaches it, and
-    /// `idle` runs when no mapping uses it (inside the call if none does). False: no such range.
+    /// `idle` runs when no mapping uses it (inside the call if none does), and never once the space is
+    /// destroyed. False: no such range.
     bool remove(DmaAddress address, std::uint64_t size, std::function<void()> idle);
     /// Removes every range at once (the session is over). Mappings that live keep their pointers;
     /// their bounced write-backs fail with io.
@@ -130,7 +131,17 @@ public:
 private:
     friend class DmaMapping;
     struct Entry;
+    struct Piece;
+    class Pin;
+    struct Transfer;
+
+    [[nodiscard]] Expected<void, DmaError> locate(DmaSegment segment, DmaDirection direction,
+                                                  std::vector<Piece> &out) const;
+    [[nodiscard]] std::byte *host_range(DmaAddress address, std::uint64_t size, DmaDirection direction) const noexcept;
+    void copy(DmaAddress address, std::byte *buffer, std::uint64_t size, DmaDirection direction, DmaCallback done);
+
     std::map<std::uint64_t, std::shared_ptr<Entry>> ranges_;  // by first address
+    std::vector<std::weak_ptr<Entry>> leaving_;               // removed, but still used by a mapping
     MessageDma *message_dma_;
 };
 
