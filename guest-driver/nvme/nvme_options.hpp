@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "vvfu/guest/device_model.hpp"
+#include "vvfu/guest/error.hpp"
+
+namespace vvfu::nvme {
+
+struct NvmeOptions {
+    /// One namespace each, in order (the first is namespace 1); 1 to kMaxNamespaces. The path of a file or block device
+    /// whose size is a multiple of 512 bytes, or "mem:SIZE" (bytes, or with a suffix K, M, G, T for powers of 1024).
+    std::vector<std::string> backings;
+    bool read_only = false;  ///< every namespace is write protected
+    /// Serial number: at most 20 printable ASCII characters. Empty: derived from the backing files, so that it is the
+    /// same each time; random when all backings are memory.
+    std::string serial;
+    std::uint16_t queue_pairs = 32;  ///< I/O queue pairs, 1 to kMaxQueuePairs; one MSI-X vector each, and one for admin
+};
+
+inline constexpr std::size_t kMaxNamespaces = 64;
+inline constexpr std::uint16_t kMaxQueuePairs = 32;
+
+/// Opens the backings and builds the controller. Errors are one line for a person.
+[[nodiscard]] guest::Result<std::unique_ptr<guest::DeviceModel>> make_nvme(const NvmeOptions &options,
+                                                                           guest::DeviceServices services);
+
+}  // namespace vvfu::nvme
