@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Unit tests of tools/check-spec."""
+import contextlib
+import importlib.machinery
+import importlib.util
+import io
+import tempfile
+import unittest
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parent / "check-spec"
+loader = importlib.machinery.SourceFileLoader("check_spec", str(SCRIPT))
+check_spec = importlib.util.module_from_spec(importlib.util.spec_from_loader("check_spec", loader))
+loader.exec_module(check_spec)
+
+SPEC = """# A specification
+- [VVFU-A-1] The device MUST do this and that.
+- [VVFU-A-2] The driver SHOULD NOT do it.
+"""
+README = "| `virtio-v1.3` | Virtual I/O Device |\n"
+CODE = "//= VVFU-A-1\n//# MUST do this\nvoid f();\n"
+TEST = "//= VVFU-A-1\n//= type=test\nTEST(A, B) {}\n"
+
+
+class CheckSpecTest(unittest.TestCase):
+    def check(self, code=CODE, test=TEST, spec=SPEC, exceptions="", name="a.cpp"):
+        """Runs the checker over a small tree; returns its status, output and errors."""
+        with tempfile.TemporaryDirectory() as directory:
+            root = Path(directory)
+            files = {"docs/spec/virtio-vfio-user.md": spec, "docs/spec/README.md": README,
+                     "docs/spec/exceptions.md": exceptions, f"protocol/{name}": code, f"tests/{name}": test}
+            for path, text in files.items():
+                (root / path).parent.mkdir(parents=True, exist_ok=True)
+                (root / path).write_text(text, encoding="utf-8")
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                status = check_spec.main(["--root", str(root)])
+            return status, out.getvalue(), err.getvalue()
+
+    def test_cited_must_passes_and_uncited_should_is_allowed(self):
+        status, out, err = self.check()
+        self.assertEqual((status, err), (0, ""))
+        self.assertIn("VVFU-A-1           MUST   code: protocol/a.cpp:1  test: tests/a.cpp:1", out)
+
+    def test_must_without_code_citation_fails(self):
+        status, _, err = self.check(code="void f();\n")
+        self.assertEqual(status, 1)
+        self.assertIn("VVFU-A-1 (MUST) has no code citation", err)
+
+    def test_must_without_test_citation_fails(self):
+        self.assertIn("VVFU-A-1 (MUST) has no test citation", self.check(test="")[2])
+
+    def test_unknown_clause_fails(self):
+        self.assertIn("cites VVFU-A-9, which does not exist", self.check(code=CODE + "//= VVFU-A-9\n")[2])
+
+    def test_different_quotation_fails(self):
+        self.assertIn("differs from VVFU-A-1", self.check(code="//= VVFU-A-1\n//# MUST do that\n")[2])
+
+    def test_quotation_over_two_lines_is_joined(self):
+        self.assertEqual(self.check(code="//= VVFU-A-1\n//# The device MUST do\n//# this and that.\n")[0], 0)
+
+    def test_test_citation_outside_tests_fails(self):
+        self.assertIn("type=test belongs to", self.check(code=CODE + "\n" + TEST)[2])
+
+    def test_code_citation_inside_tests_fails(self):
+        self.assertIn("type=test belongs to", self.check(test=TEST + "\n" + CODE)[2])
+
+    def test_exception_with_reason_replaces_the_citation(self):
+        self.assertEqual(self.check(test="", exceptions="| VVFU-A-1 | test | cannot be provoked |\n")[0], 0)
+
+    def test_exception_without_reason_fails(self):
+        self.assertIn("has no reason", self.check(test="", exceptions="| VVFU-A-1 | test | |\n")[2])
+
+    def test_exception_of_cited_clause_fails(self):
+        self.assertIn("the test citation exists", self.check(exceptions="| VVFU-A-1 | test | old |\n")[2])
+
+    def test_exception_for_unknown_clause_fails(self):
+        self.assertIn("which does not exist", self.check(exceptions="| VVFU-B-1 | test | why |\n")[2])
+
+    def test_clause_without_level_fails(self):
+        self.assertIn("line 4: not a clause", self.check(spec=SPEC + "- [VVFU-A-3] The device does it.\n")[2])
+
+    def test_clause_defined_twice_fails(self):
+        self.assertIn("defined twice", self.check(spec=SPEC + "- [VVFU-A-1] It MUST.\n")[2])
+
+    def test_pinned_specification_is_accepted_and_another_is_not(self):
+        self.assertEqual(self.check(code=CODE + "\n//= virtio-v1.3 2.7.13\n")[0], 0)
+        self.assertIn("nor a pinned", self.check(code=CODE + "\n//= virtio-v9 2.7\n")[2].replace("neither a clause ", ""))
+
+    def test_c_block_comments_and_python_comments_are_citations(self):
+        self.assertEqual(self.check(code="/*\n *= VVFU-A-1\n *# MUST do this\n */\n", test="/*= VVFU-A-1 */\n/*= type=test */\n",
+                                    name="a.c")[0], 0)
+        self.assertEqual(self.check(code="#= VVFU-A-1\n## MUST do this\n", test="#= VVFU-A-1\n#= type=test\n", name="a.py")[0], 0)
+
+    def test_empty_specification_fails(self):
+        self.assertIn("no clauses", self.check(spec="", code="", test="")[2])
+
+
+if __name__ == "__main__":
+    unittest.main()
