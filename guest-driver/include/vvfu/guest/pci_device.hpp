@@ -6,11 +6,12 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "vvfu/guest/device_model.hpp"
+#include "vvfu/guest/register_bank.hpp"
 
 namespace vvfu::guest {
 
@@ -24,7 +25,7 @@ struct PciBar {
     std::uint64_t size = 0;  ///< bytes, a power of two, at least 16; 0: the BAR does not exist
     bool is_64bit = false;   ///< takes the next BAR too
     bool prefetchable = false;
-    std::vector<control::Area> areas;  ///< parts that the peer may map; they live in region memory
+    std::vector<control::Area> areas;        ///< parts that the peer may map; they live in region memory
     std::uint64_t region_memory_offset = 0;  ///< with areas: where byte 0 of the BAR is in region memory
 };
 
@@ -36,6 +37,10 @@ struct PciFunction {
     std::uint8_t msix_bar = 0;
     std::uint32_t msix_table_offset = 0, msix_pba_offset = 0;  ///< 8-byte aligned, disjoint, inside the BAR
     bool intx = false;                                         ///< INTA#
+
+    /// Bytes of the MSI-X table and PBA.
+    static constexpr std::uint32_t msix_table_size(std::uint16_t vectors) { return 16u * vectors; }
+    static constexpr std::uint32_t msix_pba_size(std::uint16_t vectors) { return (vectors + 63u) / 64u * 8u; }
 };
 
 /// PCI Express endpoint with a 4 KiB configuration space (PM, PCIe with FLR and MSI-X capabilities).
@@ -51,7 +56,10 @@ public:
     void region_read(std::uint32_t region, std::uint64_t offset, std::span<std::byte> out) final;
     void region_write(std::uint32_t region, std::uint64_t offset, std::span<const std::byte> data) final;
     void irq_info(const control::IrqInfo &info) final;
+    /// Also what Initiate Function Level Reset does. Until it is done, reads give all-ones (Linux then waits and tries
+    /// again) and writes are dropped; a second reset() in between completes together with the first.
     void reset(std::function<void()> done) final;
+    void peer_gone(std::function<void()> done) final;
 
 protected:
     // ---- for models to implement ----
@@ -59,14 +67,14 @@ protected:
     /// As DeviceModel::region_read, for the BARs, without the parts that PciDevice serves (MSI-X table, PBA).
     virtual void bar_read(unsigned bar, std::uint64_t offset, std::span<std::byte> out) = 0;
     virtual void bar_write(unsigned bar, std::uint64_t offset, std::span<const std::byte> data) = 0;
-    /// Stops everything, forgets everything but stored data, then calls `done` (see DeviceModel::reset). Also used for FLR
-    /// and at the end of a session.
+    /// Stops everything, forgets everything but stored data, then calls `done` (see DeviceModel::reset). Also used for
+    /// FLR and at the end of a session.
     virtual void function_reset(std::function<void()> done) = 0;
 
     // ---- for models to use ----
 
     [[nodiscard]] DeviceServices &services() noexcept { return services_; }
-    /// MSI-X Enable of Message Control.
+    /// MSI-X Enable of Message Control, or the peer connected MSI-X vectors: with VFIO the latter is what enables them.
     [[nodiscard]] bool msix_enabled() const noexcept;
     /// Bus Master Enable of Command. Models do no DMA without it.
     [[nodiscard]] bool bus_master() const noexcept;
@@ -77,15 +85,32 @@ protected:
     void intx_set(bool level);
 
 private:
-    struct Config;
+    void check_function() const;
+    void build_config();
+    void build_bars();
+    void build_capabilities();
+    void config_write(std::size_t offset, std::span<const std::byte> data);
+    void pba_read(std::size_t offset, std::span<std::byte> out);
+    void intx_evaluate();
+    /// A part of a BAR as it is routed.
+    enum class Target { model, msix_table, msix_pba };
+    struct Route {
+        Target target;
+        std::uint64_t offset;  ///< in the target
+        std::uint64_t size;    ///< bytes up to the next boundary
+    };
+    [[nodiscard]] Route route(unsigned bar, std::uint64_t offset, std::uint64_t size) const;
+
     DeviceServices services_;
     PciFunction function_;
-    std::vector<std::byte> config_, writable_;
+    RegisterBank config_;
     std::vector<std::byte> msix_table_;
-    std::uint32_t msix_cap_ = 0, pcie_cap_ = 0;
+    bool msix_assigned_ = false;
     bool intx_level_ = false;
     bool intx_masked_ = false;  ///< automasked: signalled, and the peer has not unmasked since
     bool resetting_ = false;
+    std::vector<std::function<void()>> reset_waiters_;
+    std::shared_ptr<PciDevice *> self_;  ///< expires with the device: a late reset completion finds out
 };
 
 }  // namespace vvfu::guest
