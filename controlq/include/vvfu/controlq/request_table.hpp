@@ -26,7 +26,10 @@ public:
         Context context;
     };
 
-    /// Registers a request and returns its ID: never 0, never reused by this table.
+    /// An ID for a request that gets no reply; from the same sequence as those of add().
+    std::uint64_t next_id() noexcept { return ++last_id_; }
+
+    /// Registers a request and returns its ID: never 0, never reused by this table, larger than all before.
     std::uint64_t add(control::Type type, Nanoseconds deadline, Context context)
     {
         const auto id = ++last_id_;

@@ -46,8 +46,8 @@ enum class QueueError {
 class DriverQueue {
 public:
     struct Used {
-        std::uint64_t token = 0;      ///< as given to add()
-        std::uint32_t length = 0;     ///< bytes the device wrote
+        std::uint64_t token = 0;   ///< as given to add()
+        std::uint32_t length = 0;  ///< bytes the device wrote
     };
 
     DriverQueue(std::uint16_t size, std::byte *descriptors, std::byte *driver_area, std::byte *device_area);
@@ -60,6 +60,11 @@ public:
     [[nodiscard]] bool should_notify() const noexcept;
     /// Next used chain; nullopt: none. An error is a broken device: the queue must not be used any more.
     Expected<std::optional<Used>, QueueError> poll_used();
+    /// Whether poll_used() would find something.
+    [[nodiscard]] bool has_used() const noexcept;
+    /// Asks the device to send Used Buffer Notifications (the initial state) or not; it may send them all the same.
+    /// After asking for them the caller must look at has_used() once more before it sleeps.
+    void want_notifications(bool wanted) noexcept;
 
 private:
     std::uint16_t size_;
@@ -97,9 +102,14 @@ public:
                                                     std::uint64_t driver_area, std::uint64_t device_area,
                                                     Translate translate);
 
-    /// Next available chain; nullopt: none.
+    /// Next available chain; nullopt: none. An error is a broken driver: the queue must not be used any more.
     Expected<std::optional<Element>, QueueError> pop();
+    /// As above into an element whose vectors are reused; false: none.
+    Expected<bool, QueueError> pop(Element &element);
     [[nodiscard]] bool empty() const noexcept;
+    /// Asks the driver to send Available Buffer Notifications (the initial state) or not; it may send them all the
+    /// same. After asking for them the caller must look at empty() once more before it sleeps.
+    void want_notifications(bool wanted) noexcept;
     /// Gives a chain back with `written` bytes of its writable part filled.
     void push(const Element &element, std::uint32_t written);
     /// After push()es: whether the driver wants a Used Buffer Notification.
@@ -107,6 +117,8 @@ public:
 
 private:
     DeviceQueue() = default;
+    Expected<void, QueueError> read_chain(Element &element);
+    Expected<void, QueueError> add_part(Element &element, std::uint64_t address, std::uint32_t length, bool writable);
     std::uint16_t size_ = 0;
     std::byte *descriptors_ = nullptr, *driver_area_ = nullptr, *device_area_ = nullptr;
     std::uint16_t next_avail_ = 0, next_used_ = 0;
