@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "vvfu/guest/thread_pool.hpp"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <latch>
+#include <memory>
+#include <thread>
+
+#include "vvfu/guest/reactor.hpp"
+
+namespace vvfu::guest {
+namespace {
+
+class ThreadPoolTest : public ::testing::Test {
+protected:
+    std::unique_ptr<Reactor> reactor = std::move(*Reactor::create());
+};
+
+TEST_F(ThreadPoolTest, StartsNoThreadWithoutWork)
+{
+    ThreadPool pool{*reactor};
+    EXPECT_EQ(pool.threads(), 0u);
+}
+
+TEST_F(ThreadPoolTest, RunsWorkElsewhereAndDoneOnTheExecutor)
+{
+    ThreadPool pool{*reactor};
+    std::thread::id work_thread, done_thread;
+    pool.submit([&] { work_thread = std::this_thread::get_id(); },
+                [&] {
+                    done_thread = std::this_thread::get_id();
+                    reactor->stop();
+                });
+    reactor->run();
+    EXPECT_NE(work_thread, std::this_thread::get_id());
+    EXPECT_EQ(done_thread, std::this_thread::get_id());
+    EXPECT_EQ(pool.threads(), 1u);
+}
+
+TEST_F(ThreadPoolTest, WorkThatBlocksDoesNotHoldUpOtherWork)
+{
+    ThreadPool pool{*reactor, 2};
+    std::latch second_ran{1};
+    int done = 0;
+    const auto count = [&] {
+        if (++done == 2) {
+            reactor->stop();
+        }
+    };
+    pool.submit([&] { second_ran.wait(); }, count);
+    pool.submit([&] { second_ran.count_down(); }, count);
+    reactor->run();
+    EXPECT_EQ(pool.threads(), 2u);
+}
+
+TEST_F(ThreadPoolTest, NeverStartsMoreThreadsThanAllowed)
+{
+    ThreadPool pool{*reactor, 3};
+    std::atomic<int> running{0}, highest{0};
+    int done = 0;
+    for (int i = 0; i < 200; ++i) {
+        pool.submit(
+            [&] {
+                const int now = ++running;
+                for (int seen = highest; now > seen && !highest.compare_exchange_weak(seen, now);) {
+                }
+                std::this_thread::yield();
+                --running;
+            },
+            [&] {
+                if (++done == 200) {
+                    reactor->stop();
+                }
+            });
+    }
+    reactor->run();
+    EXPECT_LE(pool.threads(), 3u);
+    EXPECT_LE(highest, 3);
+    EXPECT_EQ(done, 200);
+}
+
+TEST_F(ThreadPoolTest, DestructionWaitsForRunningWorkAndDropsTheRest)
+{
+    std::latch started{1}, release{1};
+    std::atomic<int> ran{0};
+    auto token = std::make_shared<int>(0);
+    {
+        auto pool = std::make_unique<ThreadPool>(*reactor, 1);
+        pool->submit(
+            [&] {
+                started.count_down();
+                release.wait();
+                ++ran;
+            },
+            [] {});
+        pool->submit([&ran, token] { ++ran; }, [token] {});
+        started.wait();
+        std::thread releaser{[&] { release.count_down(); }};
+        pool.reset();
+        releaser.join();
+    }
+    EXPECT_GE(ran, 1);
+    EXPECT_EQ(token.use_count(), 1) << "dropped work releases what it captured";
+}
+
+}  // namespace
+}  // namespace vvfu::guest
