@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The cast: a device VM that implements a device, the driver VM that uses it, and vvfu-loopback in place of the former."""
+
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import tempfile
+
+from . import host, initramfs
+from .agent import GuestError
+from .vm import Vm, wait_until
+
+FUNCTION = "0000:00:04.0"  # of virtio-vfio-user-pci in the device guest
+SOCKET_NAME = "device.sock"
+
+
+class Lab:
+    """A directory with one kernel, the guests' images, sockets and logs; ends every process it started."""
+
+    def __init__(self, directory=None):
+        self.directory = pathlib.Path(directory or tempfile.mkdtemp(prefix="vvfu-"))
+        self.kernel = host.Kernel()
+        self.accelerator = host.accelerator()
+        self.socket = self.directory / SOCKET_NAME
+        self._images = {}
+        self._processes = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        for process in reversed(self._processes):
+            process.kill()
+        self._processes = []
+
+    def release(self):
+        """Leaves everything running; the caller's user ends it."""
+        self._processes = []
+
+    def keep_track(self, process):
+        self._processes.append(process)
+        return process
+
+    def processes(self):
+        return list(self._processes)
+
+    def _image(self, name, modules, **contents):
+        if name not in self._images:
+            self._images[name] = initramfs.build(self.directory / f"{name}.initramfs", self.kernel, modules, **contents)
+        return self._images[name]
+
+    def device_image(self):
+        return self._image("device", ["virtio_blk", "vfio_iommu_type1", "vfio-pci"],
+                           static_programs=[host.program("vvfu-guest")])
+
+    def driver_image(self):
+        # virtio_blk: for the disk with the data to write.
+        return self._image("driver", ["virtio_blk", "vfio_iommu_type1", "vfio-pci"],
+                           programs=[host.GuestProgram("mke2fs"), host.GuestProgram("nvme")])
+
+    def device_vm(self, backing=None, name="device", **options):
+        return self.keep_track(DeviceVm(self, name, backing, **options))
+
+    def driver_vm(self, name="driver", **options):
+        return self.keep_track(driver_vm(self, name, **options))
+
+    def loopback(self, arguments, name="loopback", options=()):
+        return self.keep_track(Loopback(self, name, arguments, options))
+
+
+def _machine(accelerator, intremap=False):
+    # The vIOMMU's interrupt remapping needs a split irqchip under KVM.
+    split = ",kernel-irqchip=split" if intremap and accelerator == "kvm" else ""
+    cpu = ["-cpu", "host"] if accelerator == "kvm" else []
+    return f"q35{split}", ["-accel", accelerator, *cpu]
+
+
+def _disk(identifier, path, address, readonly=False):
+    options = "readonly=on" if readonly else "cache=writeback"
+    return ["-drive", f"id={identifier},if=none,format=raw,file={path},{options}",
+            "-device", f"virtio-blk-pci,drive={identifier},addr={address}"]
+
+
+class DeviceVm(Vm):
+    """The VM that implements the device: our QEMU, a vIOMMU with interrupt remapping, vvfu-guest.
+
+    backing: an image that the guest sees as /dev/vda. properties: more for -device virtio-vfio-user-pci.
+    iommu=False: a machine without a vIOMMU, for the set-up error it must give.
+    """
+
+    def __init__(self, lab, name, backing, memory=384, properties=None, iommu=True, function=True, smp=1):
+        machine, accelerator = _machine(lab.accelerator, iommu)
+        self.socket = lab.socket
+        arguments = ["-machine", machine, *accelerator, "-m", memory, "-smp", smp,
+                     "-L", "/usr/share/seabios", "-L", "/usr/share/qemu"]
+        if iommu:
+            arguments += ["-device", "intel-iommu,intremap=on"]
+        if function:
+            values = {"socket": self.socket, "addr": "4", "id": "vvfu", **(properties or {})}
+            options = ",".join(f"{key}={value}" for key, value in values.items())
+            arguments += ["-device", f"virtio-vfio-user-pci,{options}"]
+        if backing:
+            arguments += _disk("backing", backing, 5)
+        append = "intel_iommu=on" if iommu else ""
+        super().__init__(name, lab.directory, host.device_qemu(), lab.kernel, lab.device_image(), arguments, append)
+        self._guest_runs = 0
+
+    def bind(self, function=FUNCTION):
+        self.run(f"vfio-bind {function}")
+
+    def start_guest_driver(self, model="nvme --backing=/dev/vda", options=f"--device={FUNCTION}", seconds=60):
+        """Starts vvfu-guest and waits until it serves: the socket then exists."""
+        self._guest_runs += 1
+        log = f"/tmp/vvfu-guest.{self._guest_runs}.log"
+        self.run(f"vvfu-guest {options} {model} >{log} 2>&1 & echo $! >/tmp/vvfu-guest.pid")
+        self.guest_log = log
+
+        def serves():
+            if self.socket.is_socket():
+                return True
+            if self.run("kill -0 $(cat /tmp/vvfu-guest.pid)", check=False)[0] != 0:
+                raise GuestError(f"vvfu-guest ended: {self.run(f'cat {log}')}")
+            return False
+
+        wait_until(serves, seconds, "vvfu-guest serves")
+
+    def stop_guest_driver(self, signal_name="TERM", seconds=30):
+        """Signals vvfu-guest and waits until it is gone."""
+        self.run(f"kill -{signal_name} $(cat /tmp/vvfu-guest.pid)")
+        wait_until(lambda: self.run("kill -0 $(cat /tmp/vvfu-guest.pid)", check=False)[0] != 0, seconds,
+                   "vvfu-guest ends")
+
+    def property(self, name):
+        return self.qmp.get("/machine/peripheral/vvfu", name)
+
+
+def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, append=""):
+    """A stock VM with the device as a vfio-user PCI function.
+
+    share=False: guest memory that no other process can map, so the device must ask for every byte by message.
+    source: a file that the guest sees as /dev/vda, read-only.
+    """
+    machine, accelerator = _machine(lab.accelerator)
+    arguments = [*accelerator, "-m", memory, "-smp", smp]
+    if share:
+        arguments += ["-machine", f"{machine},memory-backend=mem",
+                      "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on"]
+    else:
+        arguments += ["-machine", machine]
+    for index in range(devices):
+        arguments += ["-device", '{"driver":"vfio-user-pci","id":"vfu%d","addr":"0x%x",'
+                      '"socket":{"type":"unix","path":"%s"}}' % (index, 4 + index, lab.socket)]
+    if source:
+        arguments += _disk("source", source, 0x10, readonly=True)
+    return Vm(name, lab.directory, host.driver_qemu(), lab.kernel, lab.driver_image(), arguments, append)
+
+
+class Loopback:
+    """vvfu-loopback: the same core and device models in one host process."""
+
+    def __init__(self, lab, name, arguments, options=()):
+        self.name = name
+        self.socket = lab.socket
+        self.qemu_log = lab.directory / f"{name}.log"
+        self._command = [str(host.program("vvfu-loopback")), f"--socket-path={self.socket}", *options,
+                         *shlex.split(arguments)]
+        self.process = None
+
+    def start(self, seconds=20):
+        with open(self.qemu_log, "ab") as log:
+            log.write((shlex.join(self._command) + "\n").encode())
+            log.flush()
+            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            start_new_session=True)
+
+        def serves():
+            if not self.alive():
+                raise GuestError(f"{self.name}: ended with {self.process.returncode}\n{self.log_tail()}")
+            return self.socket.is_socket()
+
+        wait_until(serves, seconds, f"{self.name} listens")
+        return self
+
+    def alive(self):
+        return self.process is not None and self.process.poll() is None
+
+    def log_tail(self, lines=15):
+        return "\n".join(self.qemu_log.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self, seconds=20):
+        """SIGTERM; returns the exit status."""
+        if self.alive():
+            self.process.terminate()
+        try:
+            return self.process.wait(host.deadline(seconds))
+        except subprocess.TimeoutExpired as error:
+            raise GuestError(f"{self.name}: still running after SIGTERM\n{self.log_tail()}") from error
+
+    def kill(self, signal_number=signal.SIGKILL):
+        if self.alive():
+            os.kill(self.process.pid, signal_number)
+            self.process.wait()
