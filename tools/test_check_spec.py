@@ -92,6 +92,12 @@ class CheckSpecTest(unittest.TestCase):
                                     name="a.c")[0], 0)
         self.assertEqual(self.check(code="#= VVFU-A-1\n## MUST do this\n", test="#= VVFU-A-1\n#= type=test\n", name="a.py")[0], 0)
 
+    def test_mention_of_unknown_clause_in_a_comment_fails(self):
+        self.assertIn("protocol/a.cpp:5: mentions A-7", self.check(code=CODE + "\n// as VVFU-A-1 and VVFU-A-7 say\n")[2])
+
+    def test_mention_of_unknown_clause_in_a_document_fails(self):
+        self.assertIn("mentions A-8", self.check(exceptions="See A-1, A-8 and SHA-256.\n")[2])
+
     def test_empty_specification_fails(self):
         self.assertIn("no clauses", self.check(spec="", code="", test="")[2])
 
