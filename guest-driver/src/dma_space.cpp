@@ -253,8 +253,10 @@ bool DmaSpace::remove(DmaAddress address, std::uint64_t size, std::function<void
         return false;
     }
     const auto entry = it->second;
+    //= VVFU-MEMORY-2
     ranges_.erase(it);
     entry->removed = true;
+    //= VVFU-MEMORY-1
     if (entry->users == 0) {
         idle();
         return true;
@@ -300,6 +302,7 @@ Expected<void, DmaError> DmaSpace::locate(DmaSegment segment, DmaDirection direc
         }
         const auto &entry = std::prev(it)->second;
         const auto &range = entry->range;
+        //= VVFU-WINDOW-9
         if (direction == DmaDirection::from_peer ? !range.readable : !range.writable) {
             return make_unexpected(DmaError::permission);
         }
@@ -321,6 +324,7 @@ std::byte *DmaSpace::host_range(DmaAddress address, std::uint64_t size, DmaDirec
     const auto &range = std::prev(it)->second->range;
     const auto offset = raw(address) - raw(range.address);
     const bool allowed = direction == DmaDirection::from_peer ? range.readable : range.writable;
+    //= VVFU-WINDOW-9
     if (range.host == nullptr || !allowed || offset >= range.size || size > range.size - offset) {
         return nullptr;
     }

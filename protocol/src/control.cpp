@@ -292,6 +292,7 @@ void begin(Buffer &out, const Header &header)
     append_wire(out, wire);
 }
 
+//= VVFU-MSG-1
 void finish(Buffer &out)
 {
     little_uint32_buf_t length;
@@ -610,6 +611,7 @@ Decoded<DmaData> decode_dma_data(Bytes payload)
 
 void append_text(Buffer &out, std::string_view text)
 {
+    //= VVFU-MSG-8
     const auto bytes = std::as_bytes(std::span{text.substr(0, kTextMax)});
     out.insert(out.end(), bytes.begin(), bytes.end());
 }
@@ -618,6 +620,7 @@ std::string decode_text(Bytes payload)
 {
     const auto size = std::min(payload.size(), kTextMax);
     std::string text(size, '\0');
+    //= VVFU-MSG-9
     std::transform(payload.begin(), payload.begin() + static_cast<std::ptrdiff_t>(size), text.begin(),
                    [](std::byte b) {
                        const auto c = static_cast<unsigned char>(b);

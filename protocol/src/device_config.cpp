@@ -49,6 +49,7 @@ bool has_multiplier(std::uint8_t cfg_type)
 
 }  // namespace
 
+//= VVFU-CONF-1
 void encode(const DeviceConfig &config, std::span<std::byte, kDeviceConfigSize> out)
 {
     DeviceConfigWire w{};
@@ -117,6 +118,7 @@ Expected<PciCap, control::DecodeError> decode_pci_cap(std::span<const std::byte>
     }
     std::memcpy(&w, bytes.data(), sizeof w);
     const std::size_t available = std::min<std::size_t>(bytes.size(), w.cap_len);
+    //= VVFU-PCI-5
     if (available < kPciCapSize) {
         return make_unexpected(DecodeError::too_short);
     }

@@ -18,6 +18,8 @@ auto context(const char *text)
     return std::make_unique<std::string>(text);
 }
 
+//= VVFU-MSG-2
+//= type=test
 TEST(RequestTable, IdsStartAtOneAndAreNeverReused)
 {
     Table table;

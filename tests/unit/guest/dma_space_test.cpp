@@ -130,6 +130,8 @@ TEST_F(DmaSpaceTest, EmptyListGivesAnEmptyMapping)
     EXPECT_TRUE(mapping->iov().empty());
 }
 
+//= VVFU-WINDOW-9
+//= type=test
 TEST_F(DmaSpaceTest, BytesOutsideEveryRangeFault)
 {
     ASSERT_TRUE(space.add(mapped(0x1000, 0x1000, 0)));
@@ -142,6 +144,8 @@ TEST_F(DmaSpaceTest, BytesOutsideEveryRangeFault)
     }
 }
 
+//= VVFU-WINDOW-9
+//= type=test
 TEST_F(DmaSpaceTest, DirectionMustBeAllowed)
 {
     ASSERT_TRUE(space.add({DmaAddress{0x1000}, 0x1000, true, false, window.data()}));
@@ -260,6 +264,9 @@ TEST_F(DmaSpaceTest, RemoveNeedsTheExactRange)
     EXPECT_EQ(map_now({{DmaAddress{0x1000}, 4}}, kFromPeer).error(), DmaError::fault);
 }
 
+//= VVFU-MEMORY-1
+//= VVFU-MEMORY-2
+//= type=test
 TEST_F(DmaSpaceTest, RemoveWaitsForEveryMappingOfTheRange)
 {
     ASSERT_TRUE(space.add(mapped(0x1000, 0x1000, 0)));

@@ -27,11 +27,13 @@ public:
     };
 
     /// An ID for a request that gets no reply; from the same sequence as those of add().
+    //= VVFU-MSG-2
     std::uint64_t next_id() noexcept { return ++last_id_; }
 
     /// Registers a request and returns its ID: never 0, never reused by this table, larger than all before.
     std::uint64_t add(control::Type type, Nanoseconds deadline, Context context)
     {
+        //= VVFU-MSG-2
         const auto id = ++last_id_;
         entries_.emplace(id, Entry{id, type, deadline, std::move(context)});
         deadlines_.emplace(deadline, id);

@@ -20,6 +20,7 @@ using Uuid = std::array<std::uint8_t, 16>;
 /// Virtio device ID used unless the device VMM is told otherwise. None is assigned by the VIRTIO specification.
 inline constexpr std::uint16_t kDefaultVirtioId = 63;
 /// PCI device ID of a modern virtio function: this plus the virtio device ID (VIRTIO 4.1.2).
+//= VVFU-ID-1
 inline constexpr std::uint16_t kPciVendorVirtio = 0x1af4;
 inline constexpr std::uint16_t kPciDeviceVirtioBase = 0x1040;
 
@@ -39,6 +40,7 @@ inline constexpr std::uint8_t kShmidRegionMemory = 1;
 
 /// Every request buffer that the guest posts has at least this many writable bytes, and no request is
 /// longer: 32 bytes header, 16 bytes of access, 4096 bytes of data fit with room to spare.
+//= VVFU-CONF-2
 inline constexpr std::uint32_t kRequestBufferSize = 8192;
 /// Longest message on the control queue, in bytes, either direction.
 inline constexpr std::uint32_t kMaxMessageSize = 256 * 1024;
