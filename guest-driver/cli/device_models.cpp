@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "device_models.hpp"
+
+#include <cassert>
+
+namespace vvfu::cli {
+
+DeviceModels::DeviceModels(CLI::App &app)
+{
+    app.require_subcommand(0, 1);
+    add_nvme(app);
+    add_testdev(app);
+    for (auto *model : {nvme_, testdev_}) {
+        model->fallthrough();  // the program's own options may follow the model's name
+    }
+}
+
+void DeviceModels::add_nvme(CLI::App &app)
+{
+    nvme_ = app.add_subcommand("nvme", "NVMe controller with one namespace per backing");
+    nvme_
+        ->add_option("--backing", nvme_options_.backings,
+                     "File or block device, or mem:SIZE (suffixes K, M, G, T); repeat it for more namespaces")
+        ->required()
+        ->type_name("PATH|mem:SIZE")
+        ->allow_extra_args(false);
+    nvme_->add_flag("--read-only", nvme_options_.read_only, "Write protect every namespace");
+    nvme_->add_option("--serial", nvme_options_.serial, "Serial number (default: derived from the backings)")
+        ->type_name("TEXT");
+    nvme_->add_option("--queue-pairs", nvme_options_.queue_pairs, "I/O queue pairs")
+        ->check(CLI::Range(std::uint16_t{1}, nvme::kMaxQueuePairs))
+        ->capture_default_str();
+}
+
+void DeviceModels::add_testdev(CLI::App &app)
+{
+    testdev_ = app.add_subcommand("testdev", "Device for tests and benchmarks: registers, DMA engine, interrupts");
+    testdev_->add_flag("--no-mmap", testdev_options_.no_mmap,
+                       "Nothing of BAR 2 can be mapped; the peer may then post writes to BARs");
+}
+
+bool DeviceModels::chosen() const
+{
+    return nvme_->parsed() || testdev_->parsed();
+}
+
+std::string DeviceModels::name() const
+{
+    assert(chosen());
+    return nvme_->parsed() ? nvme_->get_name() : testdev_->get_name();
+}
+
+std::uint64_t DeviceModels::region_memory_size() const
+{
+    assert(chosen());
+    return testdev_->parsed() ? testdev::region_memory_size(testdev_options_) : 0;
+}
+
+guest::Result<std::unique_ptr<guest::DeviceModel>> DeviceModels::create(guest::DeviceServices services) const
+{
+    assert(chosen());
+    return nvme_->parsed() ? nvme::make_nvme(nvme_options_, services)
+                           : testdev::make_testdev(testdev_options_, services);
+}
+
+std::vector<std::string> DeviceModels::names()
+{
+    return {"nvme", "testdev"};
+}
+
+}  // namespace vvfu::cli
