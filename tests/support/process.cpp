@@ -7,7 +7,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
@@ -130,10 +129,14 @@ std::size_t Process::open_fds() const
     return count_open_fds(std::to_string(pid_));
 }
 
-std::size_t Process::mappings() const
+std::size_t Process::mappings(const std::string &name) const
 {
-    const auto maps = read_file(proc("maps"));
-    return static_cast<std::size_t>(std::count(maps.begin(), maps.end(), '\n'));
+    std::ifstream maps(proc("maps"));
+    std::size_t count = 0;
+    for (std::string line; std::getline(maps, line);) {
+        count += line.find(name) != std::string::npos ? 1 : 0;
+    }
+    return count;
 }
 
 std::uint64_t Process::status_kib(const char *key) const
