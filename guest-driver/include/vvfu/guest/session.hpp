@@ -51,9 +51,10 @@ public:
     /// For the model that start() will be given. Valid as long as the session.
     [[nodiscard]] DeviceServices services();
 
-    /// Resets the function, sets it up, registers `model` (borrowed until the session is destroyed). `registered` is
-    /// called once with the outcome, never from inside start(): an Error carries the device's reason. After a success,
-    /// `failed` is called once if the session gives up later. Once only.
+    /// Resets the function, sets it up, registers `model` (borrowed until stop()'s callback ran, or for ever; destroyed
+    /// before the session). `registered` is called once with the outcome, never from inside start(): an Error carries
+    /// the device's reason, and nothing is left to stop. After a success, `failed` is called once if the session gives
+    /// up later. Once only.
     void start(DeviceModel &model, std::function<void(Result<void>)> registered, std::function<void(Error)> failed);
 
     /// Withdraws the device (the peer is disconnected), brings the model to rest, resets the function, then calls
