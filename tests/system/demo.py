@@ -35,9 +35,8 @@ def step(text):
 
 
 def state_file():
-    cache = os.environ.get("VVFU_CACHE") or pathlib.Path(
-        os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "virtio-vfio-user"
-    return pathlib.Path(cache) / "demo.json"
+    """What --keep left running; $VVFU_DEMO_STATE overrides the place."""
+    return pathlib.Path(os.environ.get("VVFU_DEMO_STATE", host.TREE / "build" / "demo-logs" / "kept.json"))
 
 
 class Demo:
@@ -175,12 +174,16 @@ def kept_state():
         sys.exit("demo: nothing was left running (scripts/demo --keep does)")
 
 
+def is_kept(state, process):
+    """Whether a process of the state file still runs: its number may be another's by now."""
+    command = pathlib.Path(f"/proc/{process['pid']}/cmdline")
+    return command.exists() and state["directory"].encode() in command.read_bytes()
+
+
 def stop():
     state = kept_state()
     for process in reversed(state["processes"]):
-        command = pathlib.Path(f"/proc/{process['pid']}/cmdline")
-        # The number may be another process's by now.
-        if command.exists() and state["directory"].encode() in command.read_bytes():
+        if is_kept(state, process):
             os.kill(process["pid"], signal.SIGTERM)
             print(f"ended {process['name']}")
     shutil.rmtree(state["directory"], ignore_errors=True)
@@ -280,6 +283,10 @@ def main():
         return stop()
     if options.attach:
         return attach(options.attach)
+    if options.keep and state_file().exists():
+        state = kept_state()
+        if any(is_kept(state, process) for process in state["processes"]):
+            sys.exit("demo: the last --keep still runs; ./scripts/demo --stop ends it")
     return demonstrate(options)
 
 

@@ -125,7 +125,8 @@ def test_bad_commands_get_the_specified_status_and_the_device_lives(vms):
     assert refused_with(vms, "admin-passthru /dev/nvme0 --opcode=0x7f") == 0x001, "Invalid Command Opcode"
     assert refused_with(vms, f"read /dev/nvme0n1 -s {last} -c 0 -z 512 -d /dev/null") == 0x080, "LBA Out of Range"
     assert refused_with(vms, "get-feature /dev/nvme0 -f 0x7f") == 0x002, "Invalid Field in Command"
-    assert refused_with(vms, "id-ns /dev/nvme0 -n 77") == 0x00b, "Invalid Namespace or Format"
+    beyond = json.loads(nvme(vms, "id-ctrl /dev/nvme0 -o json"))["nn"] + 1
+    assert refused_with(vms, f"id-ns /dev/nvme0 -n {beyond}") == 0x00b, "Invalid Namespace or Format"
     nvme(vms, "id-ctrl /dev/nvme0")
 
 

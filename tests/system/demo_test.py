@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The demonstration itself, and that it fails when it must."""
+
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from vmlab.vm import wait_until
+
+DEMO = pathlib.Path(__file__).with_name("demo.py")
+
+
+@pytest.fixture
+def demo(tmp_path):
+    def run(*arguments):
+        environment = {**os.environ, "VVFU_DEMO_STATE": str(tmp_path / "kept.json")}
+        environment.pop("VVFU_DEMO_START", None)
+        return subprocess.run([sys.executable, "-B", DEMO, *arguments], env=environment, stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False)
+    return run
+
+
+def test_two_vms_end_with_equal_checksums(demo):
+    result = demo()
+    assert result.returncode == 0, result.stdout
+    summary = result.stdout.partition("\nSummary\n")[2]
+    assert "checksum equal" in summary
+    assert re.search(r"device seen .*class 010802.* 3 queues", summary)
+    assert re.search(r"bytes +96 MiB", summary)
+    assert re.search(r"direct write +64 MiB in [\d.]+ s", summary)
+    for queue in ("nvme0q1", "nvme0q2"):
+        assert re.search(rf"interrupts +{queue}: [1-9]", summary)
+
+
+def test_one_flipped_bit_in_the_image_is_found(demo):
+    result = demo("--no-vm", "--corrupt-image")
+    assert result.returncode == 1, result.stdout
+    assert re.search(r"FAILED: SHA-256 of the raw data in the backing image is [0-9a-f]{64}", result.stdout)
+    assert "Summary" not in result.stdout
+
+
+def test_keep_leaves_a_console_and_stop_ends_everything(demo, tmp_path):
+    result = demo("--no-vm", "--keep")
+    assert result.returncode == 0, result.stdout
+    assert "checksum equal" in result.stdout
+    state = json.loads((tmp_path / "kept.json").read_text())
+    assert demo("--no-vm", "--keep").returncode != 0, "a second one would lose the first"
+
+    console = socket.socket(socket.AF_UNIX)
+    console.settimeout(20)
+    console.connect(os.path.join(state["directory"], "driver.console"))
+    console.sendall(b"\n")
+    received = b""
+    while b"Enter" not in received and b"#" not in received:
+        received += console.recv(4096)
+
+    assert demo("--stop").returncode == 0
+    for process in state["processes"]:
+        command = pathlib.Path(f"/proc/{process['pid']}/cmdline")
+        wait_until(lambda: not command.exists() or not command.read_bytes(), 20, f"{process['name']} ends")
+    assert not os.path.exists(state["directory"])
