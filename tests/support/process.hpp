@@ -35,7 +35,8 @@ public:
     [[nodiscard]] std::string errors() const { return contents(errors_.get()); }
 
     [[nodiscard]] std::size_t open_fds() const;
-    [[nodiscard]] std::size_t mappings() const;     ///< lines of /proc/PID/maps
+    /// Lines of /proc/PID/maps that contain `name`.
+    [[nodiscard]] std::size_t mappings(const std::string &name = "") const;
     [[nodiscard]] std::uint64_t rss_bytes() const;  ///< VmRSS
     [[nodiscard]] std::uint64_t rss_anon_bytes() const;
     [[nodiscard]] std::chrono::microseconds cpu_time() const;  ///< user and system, all threads; clock tick resolution
