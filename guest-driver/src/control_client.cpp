@@ -12,7 +12,7 @@ using control::Status;
 using control::Type;
 
 constexpr std::size_t kDataOverhead = control::kHeaderSize + control::kDmaAccessSize;
-/// VVFU-QUEUE-3: the smallest reply part, rounded up.
+/// VVFU-QUEUE-2: the smallest reply part, rounded up.
 constexpr std::size_t kSmallSize = 512;
 static_assert(kSmallSize >= control::kHeaderSize + control::kTextMax);
 /// A slot's larger buffer; bigger messages would gain little and cost locked memory.
@@ -55,7 +55,7 @@ ControlClient::ControlClient(Transport &transport, Executor &executor, Transport
 
 Result<void> ControlClient::bring_up(std::uint32_t max_message_size)
 {
-    //= VVFU-CONF-5
+    //= VVFU-CONF-3
     //# The driver MUST NOT send a controlq message that is longer than `max_message_size`.
     chunk_ = std::min<std::size_t>(max_message_size, kLargeSize) - kDataOverhead;
     return queue_.bring_up();
@@ -164,9 +164,9 @@ void ControlClient::send_chunk(std::size_t index, const std::shared_ptr<Transfer
     transfer->sent += bytes;
     ++transfer->in_flight;
     ++dma_messages_;
-    //= VVFU-QUEUE-3
-    //# The driver MUST provide a device-writable part of at least 288 bytes with each controlq request, and of at least
-    //48 # plus `count` bytes with a DMA_READ request.
+    //= VVFU-QUEUE-2
+    //# The driver MUST provide a device-writable part of at least 288 bytes with each controlq request, and of at
+    //# least 48 plus `count` bytes with a DMA_READ request.
     submit(index, write ? slot.large : slot.small, write ? slot.small : slot.large);
 }
 
@@ -175,7 +175,7 @@ void ControlClient::submit(std::size_t index, const BufferArray &readable, const
     auto &slot = slots_[index];
     control::finish(message_);
     slot.busy = true;
-    //= VVFU-MSG-3
+    //= VVFU-MSG-2
     //# The requester MUST NOT use a `request_id` twice within a session.
     slot.id = next_id_++;
     std::memcpy(readable.host(0).data(), message_.data(), message_.size());

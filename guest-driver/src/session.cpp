@@ -277,8 +277,6 @@ Result<void> Session::Impl::bring_up()
 
 Result<void> Session::Impl::post_buffers()
 {
-    //= VVFU-QUEUE-2
-    //# The driver MUST enable all three queues before it sets DRIVER_OK.
     if (auto result = control_->bring_up(config_.max_message_size); !result) {
         return result;
     }
@@ -286,8 +284,9 @@ Result<void> Session::Impl::post_buffers()
         return result;
     }
     notifications_off_ = false;
-    //= VVFU-QUEUE-6
-    //# The driver MUST provide only requestq buffers that have at least `request_buffer_size` device-writable bytes.
+    //= VVFU-QUEUE-5
+    //# The driver MUST provide only requestq buffers that have at least `request_buffer_size` device-writable
+    //# bytes.
     for (std::size_t i = 0; i < requests_->size(); ++i) {
         const controlq::DeviceBuffer buffer{request_buffers_->device_address(i),
                                             static_cast<std::uint32_t>(request_buffers_->size())};
@@ -455,8 +454,6 @@ void Session::Impl::restart()
 void Session::Impl::leave_session()
 {
     backlog_.clear();
-    //= VVFU-SESSION-10
-    //# The driver MUST forget all ranges of a session when it receives PEER(DOWN).
     dma_.clear();
 }
 
@@ -624,8 +621,9 @@ bool Session::Impl::receive()
     const auto index = (*used)->token;
     const auto shared = request_buffers_->host(index).first((*used)->length);
     message_.assign(shared.begin(), shared.end());
-    //= VVFU-QUEUE-12
-    //# The driver MUST NOT let its taking of requests from the requestq wait for the completion of a controlq request.
+    //= VVFU-QUEUE-10
+    //# The driver MUST NOT let its taking of requests from the requestq wait for the completion of a controlq
+    //# request.
     const controlq::DeviceBuffer buffer{request_buffers_->device_address(index),
                                         static_cast<std::uint32_t>(request_buffers_->size())};
     requests_->ring().add({}, {&buffer, 1}, index);
@@ -662,9 +660,9 @@ void Session::Impl::handle(Bytes message)
         return;
     }
     Handled handled;
-    //= VVFU-SESSION-8
+    //= VVFU-SESSION-7
     //# The driver MUST answer a request that carries another epoch than that of the session in progress with STALE,
-    //without # any other effect.
+    //# without any other effect.
     if (header->type != Type::peer && (!peer_up_ || header->epoch != epoch_)) {
         ++counters_.stale_requests;
         handled = refuse(Status::stale, "ended session");
@@ -677,7 +675,8 @@ void Session::Impl::handle(Bytes message)
         return;
     }
     //= VVFU-ERROR-7
-    //# The driver MUST check every field of a request before it uses it, and answer a malformed request with INVALID.
+    //# The driver MUST check every field of a request before it uses it, and answer a malformed request with
+    //# INVALID.
     const auto refusal = handled.error();
     if (refusal.status != Status::stale) {
         ++counters_.bad_requests;
@@ -717,13 +716,13 @@ Handled Session::Impl::dispatch(const Header &header, Bytes payload)
                 return refuse(Status::invalid, "DEVICE_RESET has no payload");
             }
             //= VVFU-RESET-1
-            //# The driver MUST NOT answer DEVICE_RESET before the emulated device has stopped all DMA and interrupts of
-            //the # time before.
+            //# The driver MUST NOT answer DEVICE_RESET before the emulated device has stopped all DMA and
+            //# interrupts of the time before.
             run_reset([this](std::function<void()> done) { model_->reset(std::move(done)); },
                       [this, header] { reply_later(header); });
             return {};
         default:
-            //= VVFU-MSG-7
+            //= VVFU-MSG-6
             //# The responder MUST answer a request of a type that it does not implement with UNSUPPORTED.
             return refuse(Status::unsupported, "unknown request");
     }
@@ -756,8 +755,9 @@ Handled Session::Impl::peer(const Header &header, Bytes payload)
     spdlog::info("[{}] session {} ended: {}", transport_.name(), epoch_, name(info->reason));
     dma_.clear();
     peer_up_ = false;
-    //= VVFU-SESSION-9
-    //# The driver MUST NOT answer PEER(DOWN) before it has ended its accesses to the window.
+    //= VVFU-SESSION-8
+    //# The driver MUST NOT answer PEER(DOWN) before it has ended its accesses to the window and forgotten the
+    //# ranges of the session.
     run_reset([this](std::function<void()> done) { model_->peer_gone(std::move(done)); },
               [this, header] { reply_later(header); });
     return {};
@@ -801,7 +801,7 @@ Handled Session::Impl::memory_add(const control::MemoryInfo &info)
     range.readable = (info.flags & control::kMemoryRead) != 0;
     range.writable = (info.flags & control::kMemoryWrite) != 0;
     if ((info.flags & control::kMemoryMessageOnly) == 0) {
-        //= VVFU-MEMORY-4
+        //= VVFU-MEMORY-3
         //# The driver MUST check that an announced range lies inside the window before it uses it.
         if (info.size > window_size_ || info.window_offset > window_size_ - info.size) {
             return refuse(Status::invalid, "range outside the window");
@@ -819,7 +819,7 @@ Handled Session::Impl::memory_add(const control::MemoryInfo &info)
 
 Handled Session::Impl::memory_del(const Header &header, const control::MemoryInfo &info)
 {
-    //= VVFU-MEMORY-2
+    //= VVFU-MEMORY-1
     //# The driver MUST NOT answer MEMORY_INFO(DEL) with OK before it has ended its accesses to the range.
     const bool removed =
         dma_.remove(DmaAddress{info.address}, info.size, [self = weak_from_this(), header, generation = generation_] {
@@ -923,7 +923,7 @@ void Session::Impl::intx_unmasked()
 
 // ---- model reset --------------------------------------------------------------------------------
 
-//= VVFU-RESET-3
+//= VVFU-RESET-2
 //# The driver MUST NOT apply a region access that follows DEVICE_RESET before the reset is complete.
 void Session::Impl::run_reset(const std::function<void(std::function<void()>)> &reset, std::function<void()> then)
 {
@@ -956,7 +956,7 @@ void Session::Impl::reset_done()
 
 void Session::Impl::begin_reply(const Header &header, Status status)
 {
-    //= VVFU-MSG-4
+    //= VVFU-MSG-3
     //# The responder MUST set REPLY, and copy `type`, `request_id` and `epoch` of the request, in a reply.
     control::begin(reply_, {.type = header.type,
                             .flags = control::kFlagReply,
@@ -975,7 +975,7 @@ void Session::Impl::send_reply()
 
 void Session::Impl::reply(const Header &header, Status status, std::string_view text)
 {
-    //= VVFU-MSG-6
+    //= VVFU-MSG-5
     //# The responder MUST NOT reply to a request that has POSTED set.
     if (header.is_posted()) {
         return;
@@ -1005,8 +1005,9 @@ void Session::Impl::trigger(std::uint32_t index, std::uint32_t vector)
         return;
     }
     if (index < doorbell_base_.size() && doorbell_base_[index] + vector < doorbells_) {
-        //= VVFU-DOORBELL-7
-        //# The driver MUST make its earlier writes to the window visible to the peer before it writes to a doorbell.
+        //= VVFU-DOORBELL-6
+        //# The driver MUST make its earlier writes to the window visible to the peer before it writes to a
+        //# doorbell.
         release_fence();
         transport_.ring_doorbell(doorbell_base_[index] + vector);
         return;
