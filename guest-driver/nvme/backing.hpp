@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "vvfu/guest/error.hpp"
+#include "vvfu/guest/executor.hpp"
+
+namespace vvfu::nvme {
+
+struct ByteRange {
+    std::uint64_t offset = 0;
+    std::uint64_t size = 0;
+};
+
+/// Where a namespace keeps its data. Executor's thread only; callers check ranges against size(). `done` gets 0 or an
+/// errno, on the executor's thread, inside the call or later. Buffers stay valid until then. Operations that overlap in
+/// time and range may happen in any order.
+class Backing {
+public:
+    using Done = std::function<void(int error)>;
+
+    virtual ~Backing() = default;
+
+    [[nodiscard]] virtual std::uint64_t size() const noexcept = 0;  ///< bytes, a multiple of 512
+    /// flush() matters: what is written may be lost with the power until then.
+    [[nodiscard]] virtual bool volatile_cache() const noexcept = 0;
+    /// Discarded bytes read as zeroes.
+    [[nodiscard]] virtual bool discard_zeroes() const noexcept = 0;
+
+    virtual void read(std::uint64_t offset, std::span<const iovec> iov, Done done) = 0;
+    /// `durable`: not done before the data would survive a power loss.
+    virtual void write(std::uint64_t offset, std::span<const iovec> iov, bool durable, Done done) = 0;
+    virtual void flush(Done done) = 0;
+    /// `deallocate`: may give up the space, too.
+    virtual void write_zeroes(ByteRange range, bool deallocate, bool durable, Done done) = 0;
+    /// A hint: success also when the backing cannot do it.
+    virtual void discard(std::vector<ByteRange> ranges, Done done) = 0;
+};
+
+/// Opens "mem:SIZE", a file or a block device. `workers` outlives the backing.
+[[nodiscard]] guest::Result<std::unique_ptr<Backing>> open_backing(const std::string &name, bool read_only,
+                                                                   guest::Workers &workers);
+
+}  // namespace vvfu::nvme

@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "controller.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace vvfu::nvme {
+namespace {
+
+constexpr std::uint64_t kBarSize = 16 * 1024;
+constexpr std::uint32_t kMsixTableOffset = 0x2000, kMsixPbaOffset = 0x3000;
+constexpr std::uint32_t kClassNvmExpress = 0x010802;  // NVMe 2.1.5
+
+guest::PciFunction describe_function(std::uint16_t vectors)
+{
+    guest::PciFunction function;
+    function.identity = {kPciVendorId, kPciDeviceId, kPciVendorId, kPciSubsystemId, kClassNvmExpress, 1};
+    function.bars[0].size = kBarSize;
+    function.bars[0].is_64bit = true;
+    function.msix_vectors = vectors;
+    function.msix_bar = 0;
+    function.msix_table_offset = kMsixTableOffset;
+    function.msix_pba_offset = kMsixPbaOffset;
+    function.intx = true;
+    return function;
+}
+
+ControllerIdentity describe_controller(std::string serial, const Namespaces &namespaces)
+{
+    ControllerIdentity identity;
+    identity.serial = std::move(serial);
+    for (const auto &ns : namespaces) {
+        identity.namespaces.push_back({ns.blocks(), ns.read_only, ns.backing->discard_zeroes()});
+        identity.volatile_cache = identity.volatile_cache || ns.backing->volatile_cache();
+    }
+    return identity;
+}
+
+Features::Limits limits(const ControllerIdentity &identity, std::uint16_t queue_pairs)
+{
+    return {static_cast<std::uint32_t>(identity.namespaces.size()), queue_pairs,
+            static_cast<std::uint16_t>(queue_pairs + 1), identity.volatile_cache};
+}
+
+}  // namespace
+
+Controller::Controller(Config config, guest::DeviceServices services)
+    : PciDevice(describe_function(static_cast<std::uint16_t>(config.queue_pairs + 1)), services),
+      queue_pairs_(config.queue_pairs),
+      namespaces_(std::move(config.namespaces)),
+      identity_(describe_controller(std::move(config.serial), namespaces_)),
+      engine_(services, activity_, *this),
+      transfer_(services.dma, activity_),
+      features_(limits(identity_, queue_pairs_)),
+      admin_(*this, identity_, engine_, transfer_, features_, errors_, health_),
+      io_(namespaces_, engine_, transfer_, activity_, features_, health_),
+      interrupts_(static_cast<std::uint16_t>(queue_pairs_ + 1), features_, services.executor, activity_,
+                  [this](std::uint16_t vector) { msix_trigger(vector); })
+{
+}
+
+// ---- registers ----
+
+void Controller::bar_read(unsigned bar, std::uint64_t offset, std::span<std::byte> out)
+{
+    if (bar == 0) {
+        registers_.read(offset, out);  // doorbells read as 0 (NVMe 3.1.24: not defined)
+    } else {
+        std::fill(out.begin(), out.end(), std::byte{0xff});
+    }
+}
+
+/// NVMe 3.1: dword accesses, or quadwords to 64-bit registers; a host that does anything else gets nothing done.
+void Controller::bar_write(unsigned bar, std::uint64_t offset, std::span<const std::byte> data)
+{
+    if (bar != 0 || offset % 4 != 0 || data.size() % 4 != 0) {
+        return;
+    }
+    for (; !data.empty(); data = data.subspan(4), offset += 4) {
+        Le32 value;
+        std::memcpy(&value, data.data(), sizeof(value));
+        write_dword(offset, value);
+    }
+}
+
+void Controller::write_dword(std::uint64_t offset, std::uint32_t value)
+{
+    if (offset >= reg::kDoorbells) {
+        doorbell((offset - reg::kDoorbells) / 4, value);
+        return;
+    }
+    registers_.write(offset, value);
+    if (offset == reg::kCc) {
+        reconcile();
+    } else if (offset == reg::kIntms || offset == reg::kIntmc) {
+        update_intx();
+    }
+}
+
+/// NVMe 3.1.24, 3.1.25: submission queue y is doorbell 2y, completion queue y is 2y + 1.
+void Controller::doorbell(std::uint64_t index, std::uint32_t value)
+{
+    if (!engine_.running()) {
+        return;
+    }
+    const auto id = static_cast<std::uint16_t>(index / 2);
+    value &= 0xffff;  // the rest is reserved
+    const auto sq = index % 2 == 0 ? engine_.find_sq(id) : nullptr;
+    const auto cq = index % 2 == 1 ? engine_.find_cq(id) : nullptr;
+    if (!sq && !cq) {
+        invalid_doorbell(kInvalidDoorbellRegister);
+        return;
+    }
+    if (sq ? !engine_.sq_doorbell(*sq, value) : !engine_.cq_doorbell(*cq, value)) {
+        invalid_doorbell(kInvalidDoorbellValue);
+        return;
+    }
+    engine_.kick();
+    if (cq) {
+        update_intx();
+    }
+}
+
+void Controller::invalid_doorbell(const AsyncEvent &event)
+{
+    errors_.add(nullptr, Status::success);
+    admin_.events().raise(event);
+}
+
+// ---- life cycle ----
+
+bool Controller::shutdown_requested() const noexcept
+{
+    return registers_.shutdown_notification() != 0 && registers_.shutdown_status() == ShutdownStatus::normal;
+}
+
+void Controller::reconcile()
+{
+    if (transition_) {
+        if (!registers_.enable()) {
+            engine_.stop();  // what the transition waits for ends sooner
+        }
+        return;
+    }
+    if (reset_done_) {
+        finish_function_reset();
+    } else if (enabled_ && !registers_.enable()) {
+        disable();
+    } else if (!enabled_ && registers_.enable()) {
+        enable();
+    } else if (shutdown_requested()) {
+        shut_down();
+    }
+}
+
+void Controller::enable()
+{
+    enabled_ = true;
+    if (!registers_.can_enable()) {
+        registers_.set_fatal();
+        return;
+    }
+    auto cq = std::make_shared<CompletionQueue>();
+    cq->base = guest::DmaAddress{registers_.acq()};
+    cq->ring.size = registers_.acq_entries();
+    cq->interrupts = true;
+    auto sq = std::make_shared<SubmissionQueue>();
+    sq->base = guest::DmaAddress{registers_.asq()};
+    sq->ring.size = registers_.asq_entries();
+    sq->cq = cq;
+    engine_.create_cq(std::move(cq));
+    engine_.create_sq(std::move(sq));
+    transfer_.set_page_shift(registers_.page_shift());
+    engine_.start();
+    registers_.set_ready(true);
+    reconcile();
+}
+
+/// NVMe 7.3.2. CSTS.RDY tells the host that none of its memory is used any more.
+void Controller::disable()
+{
+    transition_ = true;
+    engine_.stop();
+    activity_.when_idle([this] {
+        clear();
+        registers_.controller_reset();
+        transition_ = false;
+        reconcile();
+    });
+}
+
+/// NVMe 7.6.2: commands under way complete first, so that the flush covers them.
+void Controller::shut_down()
+{
+    transition_ = true;
+    registers_.set_shutdown_status(ShutdownStatus::occurring);
+    activity_.when_idle([this] {
+        io_.flush_all([this](Status) {
+            registers_.set_shutdown_status(ShutdownStatus::complete);
+            transition_ = false;
+            reconcile();
+        });
+    });
+}
+
+void Controller::function_reset(std::function<void()> done)
+{
+    reset_done_ = std::move(done);
+    engine_.stop();
+    if (enabled_ && registers_.shutdown_status() != ShutdownStatus::complete) {
+        ++health_.unsafe_shutdowns;
+    }
+    reconcile();
+}
+
+void Controller::finish_function_reset()
+{
+    transition_ = true;
+    activity_.when_idle([this] {
+        clear();
+        registers_ = Registers{};
+        transition_ = false;
+        std::exchange(reset_done_, nullptr)();
+    });
+}
+
+void Controller::clear()
+{
+    engine_.stop();
+    engine_.clear();
+    admin_.reset();
+    interrupts_.reset();
+    enabled_ = false;
+    update_intx();
+}
+
+// ---- commands and interrupts ----
+
+void Controller::execute(const CommandPtr &command)
+{
+    // NVMe 4.2: no fused operations (FUSES), and SGLs are not for PRP-only controllers (SGLS).
+    constexpr std::uint8_t kFuseOrSgl = 0xc3;
+    if ((command->entry.flags & kFuseOrSgl) != 0) {
+        engine_.complete(command, Status::invalid_field);
+    } else if (command->admin()) {
+        admin_.execute(command);
+    } else {
+        io_.execute(command);
+    }
+}
+
+bool Controller::command_failed(const Command &command, Status status)
+{
+    if (status == Status::abort_requested || status == Status::aborted_sq_deletion) {
+        return false;
+    }
+    errors_.add(&command, status);
+    return true;
+}
+
+void Controller::entries_posted(CompletionQueue &cq)
+{
+    if (cq.interrupts && msix_enabled()) {
+        interrupts_.completions(cq.vector, cq.unsignalled);
+    }
+    update_intx();
+}
+
+void Controller::fatal()
+{
+    engine_.stop();
+    registers_.set_fatal();
+}
+
+std::uint16_t Controller::vectors() const
+{
+    // NVMe 5.3: without MSI-X there is vector 0 only.
+    return msix_enabled() ? static_cast<std::uint16_t>(queue_pairs_ + 1) : std::uint16_t{1};
+}
+
+void Controller::update_intx()
+{
+    const auto &cqs = engine_.cqs();
+    const bool level =
+        !msix_enabled() && !registers_.intx_masked() && std::any_of(cqs.begin(), cqs.end(), [](const auto &entry) {
+            return entry.second->interrupts && entry.second->ring.used() > 0;
+        });
+    if (level != intx_) {
+        intx_ = level;
+        intx_set(level);
+    }
+}
+
+}  // namespace vvfu::nvme

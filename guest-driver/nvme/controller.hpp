@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include <functional>
+
+#include "activity.hpp"
+#include "admin_commands.hpp"
+#include "data_transfer.hpp"
+#include "features.hpp"
+#include "identify.hpp"
+#include "interrupts.hpp"
+#include "io_commands.hpp"
+#include "namespaces.hpp"
+#include "queue_engine.hpp"
+#include "registers.hpp"
+#include "vvfu/guest/pci_device.hpp"
+
+namespace vvfu::nvme {
+
+/// An NVMe 1.4 controller on the PCI device API: register file, life cycle, interrupts. Commands are elsewhere.
+class Controller final : public guest::PciDevice, private QueueEngineClient, private AdminContext {
+public:
+    struct Config {
+        std::string serial;  ///< 1 to kSerialSize printable characters
+        std::uint16_t queue_pairs = 1;
+        Namespaces namespaces;  ///< at least one
+    };
+
+    Controller(Config config, guest::DeviceServices services);
+
+protected:
+    void bar_read(unsigned bar, std::uint64_t offset, std::span<std::byte> out) override;
+    void bar_write(unsigned bar, std::uint64_t offset, std::span<const std::byte> data) override;
+    void function_reset(std::function<void()> done) override;
+
+private:
+    // ---- registers ----
+    void write_dword(std::uint64_t offset, std::uint32_t value);
+    void doorbell(std::uint64_t index, std::uint32_t value);
+    void invalid_doorbell(const AsyncEvent &event);
+
+    // ---- life cycle: brings CSTS to where CC wants it, one transition at a time ----
+    void reconcile();
+    void enable();
+    void disable();
+    void shut_down();
+    void finish_function_reset();
+    /// Stops and forgets everything that belongs to the enabled controller; nothing may be under way.
+    void clear();
+    [[nodiscard]] bool shutdown_requested() const noexcept;
+
+    // ---- QueueEngineClient ----
+    void execute(const CommandPtr &command) override;
+    bool command_failed(const Command &command, Status status) override;
+    void entries_posted(CompletionQueue &cq) override;
+    void fatal() override;
+    [[nodiscard]] bool dma_allowed() override { return bus_master(); }
+
+    // ---- AdminContext ----
+    [[nodiscard]] std::uint16_t queue_pairs() const override { return queue_pairs_; }
+    [[nodiscard]] std::uint16_t vectors() const override;
+    [[nodiscard]] bool entry_sizes_set() const override { return registers_.entry_sizes_set(); }
+    [[nodiscard]] std::uint32_t page_shift() const override { return registers_.page_shift(); }
+
+    /// INTA# is level triggered: high while a completion queue that interrupts is not empty (NVMe 7.5.1.1).
+    void update_intx();
+
+    std::uint16_t queue_pairs_;
+    Namespaces namespaces_;
+    ControllerIdentity identity_;
+    Registers registers_;
+    Activity activity_;
+    QueueEngine engine_;
+    DataTransfer transfer_;
+    Features features_;
+    ErrorLog errors_;
+    HealthCounters health_;
+    AdminCommands admin_;
+    IoCommands io_;
+    Interrupts interrupts_;
+
+    bool enabled_ = false;     // CC.EN as the controller has acted on it
+    bool transition_ = false;  // waiting for work to end; reconcile() runs again afterwards
+    bool intx_ = false;
+    std::function<void()> reset_done_;
+};
+
+}  // namespace vvfu::nvme

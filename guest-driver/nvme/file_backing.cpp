@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "file_backing.hpp"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <climits>
+#include <cstring>
+#include <utility>
+
+namespace vvfu::nvme {
+namespace {
+
+using File = FileBacking::File;
+
+/// preadv or pwritev until all bytes are through.
+template <typename Call>
+int transfer_all(Call call, int fd, std::uint64_t offset, std::span<const iovec> iov)
+{
+    std::vector<iovec> left(iov.begin(), iov.end());
+    for (std::size_t first = 0; first < left.size();) {
+        const auto count = std::min<std::size_t>(left.size() - first, IOV_MAX);
+        const ssize_t moved = call(fd, &left[first], static_cast<int>(count), static_cast<off_t>(offset));
+        if (moved < 0) {
+            if (errno == EINTR) {
+                continue;
+            }
+            return errno;
+        }
+        if (moved == 0) {
+            return EIO;  // the file has been truncated, or the device shrunk
+        }
+        offset += static_cast<std::uint64_t>(moved);
+        for (auto bytes = static_cast<std::size_t>(moved); bytes > 0;) {
+            const auto taken = std::min(bytes, left[first].iov_len);
+            left[first].iov_base = static_cast<std::byte *>(left[first].iov_base) + taken;
+            left[first].iov_len -= taken;
+            bytes -= taken;
+            first += left[first].iov_len == 0 ? 1 : 0;
+        }
+        while (first < left.size() && left[first].iov_len == 0) {
+            ++first;
+        }
+    }
+    return 0;
+}
+
+int sync_data(const File &file)
+{
+    int result;
+    do {
+        result = fdatasync(file.fd.get());
+    } while (result < 0 && errno == EINTR);
+    return result == 0 ? 0 : errno;
+}
+
+int fallocate_range(const File &file, int mode, ByteRange range)
+{
+    int result;
+    do {
+        result = fallocate(file.fd.get(), mode | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(range.offset),
+                           static_cast<off_t>(range.size));
+    } while (result < 0 && errno == EINTR);
+    return result == 0 ? 0 : errno;
+}
+
+int block_ioctl(const File &file, unsigned long request, ByteRange range)
+{
+    std::array<std::uint64_t, 2> argument{range.offset, range.size};
+    return ioctl(file.fd.get(), request, argument.data()) == 0 ? 0 : errno;
+}
+
+/// Plain writes, for file systems and devices that have no better way.
+int write_zero_bytes(const File &file, ByteRange range)
+{
+    static const std::array<std::byte, 64 * 1024> zeroes{};
+    std::vector<iovec> iov;
+    constexpr std::uint64_t kChunk = 4u * 1024 * 1024;
+    while (range.size > 0) {
+        iov.clear();
+        const auto chunk = std::min(range.size, kChunk);
+        for (std::uint64_t filled = 0; filled < chunk; filled += iov.back().iov_len) {
+            // pwritev only reads from it.
+            iov.push_back(
+                {const_cast<std::byte *>(zeroes.data()), std::min<std::uint64_t>(chunk - filled, zeroes.size())});
+        }
+        if (const int error = transfer_all(pwritev, file.fd.get(), range.offset, iov); error != 0) {
+            return error;
+        }
+        range = {range.offset + chunk, range.size - chunk};
+    }
+    return 0;
+}
+
+int make_zero(const File &file, ByteRange range, bool deallocate)
+{
+    int error = file.block_device
+                    ? block_ioctl(file, BLKZEROOUT, range)
+                    : fallocate_range(file, deallocate ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE, range);
+    // EINVAL: a block device whose logical blocks are larger than ours.
+    if (error == EOPNOTSUPP || error == ENOSYS || error == ENOTTY || error == EINVAL) {
+        error = write_zero_bytes(file, range);
+    }
+    return error;
+}
+
+int discard_one(const File &file, ByteRange range)
+{
+    const int error =
+        file.block_device ? block_ioctl(file, BLKDISCARD, range) : fallocate_range(file, FALLOC_FL_PUNCH_HOLE, range);
+    const bool cannot = error == EOPNOTSUPP || error == ENOSYS || error == ENOTTY || error == EINVAL;
+    return cannot ? 0 : error;
+}
+
+std::string open_error(const std::string &path, bool read_only, int error)
+{
+    std::string text = "backing \"" + path + "\": " + std::strerror(error);
+    if (error == ENOENT) {
+        text += "; create it first, for example with truncate --size=1G";
+    } else if (!read_only && (error == EACCES || error == EROFS || error == EPERM)) {
+        text += "; make it writable or use --read-only";
+    }
+    return text;
+}
+
+guest::Result<std::uint64_t> size_of(const File &file, const struct stat &status, const std::string &path)
+{
+    std::uint64_t size = static_cast<std::uint64_t>(status.st_size);
+    if (file.block_device && ioctl(file.fd.get(), BLKGETSIZE64, &size) != 0) {
+        return guest::failure("backing \"" + path + "\": cannot get its size: " + std::strerror(errno));
+    }
+    return size;
+}
+
+}  // namespace
+
+guest::Result<std::unique_ptr<Backing>> FileBacking::open(const std::string &path, bool read_only,
+                                                          guest::Workers &workers)
+{
+    struct stat status {};
+    // Looked at before it is opened: opening a FIFO would block, and opening some devices has effects.
+    if (stat(path.c_str(), &status) != 0) {
+        return guest::failure(open_error(path, read_only, errno));
+    }
+    if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode)) {
+        return guest::failure("backing \"" + path + "\" is neither a regular file nor a block device");
+    }
+    auto file = std::make_shared<File>();
+    file->fd.reset(::open(path.c_str(), (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK));
+    if (!file->fd.valid() || fstat(file->fd.get(), &status) != 0) {
+        return guest::failure(open_error(path, read_only, errno));
+    }
+    file->block_device = S_ISBLK(status.st_mode);
+    const auto size = size_of(*file, status, path);
+    if (!size) {
+        return make_unexpected(size.error());
+    }
+    return std::unique_ptr<Backing>(new FileBacking(std::move(file), *size, workers));
+}
+
+bool FileBacking::discard_zeroes() const noexcept
+{
+    return !file_->block_device;  // BLKDISCARD promises nothing about what is read afterwards
+}
+
+template <typename Work>
+void FileBacking::submit(Work work, Done done)
+{
+    const auto error = std::make_shared<int>(0);
+    workers_.submit([file = file_, work = std::move(work), error]() mutable { *error = work(*file); },
+                    [error, done = std::move(done)] { done(*error); });
+}
+
+void FileBacking::read(std::uint64_t offset, std::span<const iovec> iov, Done done)
+{
+    submit([offset, iov](const File &file) { return transfer_all(preadv, file.fd.get(), offset, iov); },
+           std::move(done));
+}
+
+void FileBacking::write(std::uint64_t offset, std::span<const iovec> iov, bool durable, Done done)
+{
+    const auto work = [offset, iov, durable](const File &file) {
+        const int error = transfer_all(pwritev, file.fd.get(), offset, iov);
+        return error == 0 && durable ? sync_data(file) : error;
+    };
+    submit(work, std::move(done));
+}
+
+void FileBacking::flush(Done done)
+{
+    submit(sync_data, std::move(done));
+}
+
+void FileBacking::write_zeroes(ByteRange range, bool deallocate, bool durable, Done done)
+{
+    const auto work = [range, deallocate, durable](const File &file) {
+        const int error = make_zero(file, range, deallocate);
+        return error == 0 && durable ? sync_data(file) : error;
+    };
+    submit(work, std::move(done));
+}
+
+void FileBacking::discard(std::vector<ByteRange> ranges, Done done)
+{
+    const auto work = [ranges = std::move(ranges)](const File &file) {
+        int error = 0;
+        for (const auto &range : ranges) {
+            const int result = range.size == 0 ? 0 : discard_one(file, range);
+            error = error != 0 ? error : result;
+        }
+        return error;
+    };
+    submit(work, std::move(done));
+}
+
+}  // namespace vvfu::nvme

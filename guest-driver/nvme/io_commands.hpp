@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#pragma once
+
+#include "data_transfer.hpp"
+#include "features.hpp"
+#include "log_pages.hpp"
+#include "namespaces.hpp"
+#include "queue_engine.hpp"
+#include "vvfu/base/expected.hpp"
+
+namespace vvfu::nvme {
+
+/// The NVM command set (NVMe 6).
+class IoCommands {
+public:
+    IoCommands(Namespaces &namespaces, QueueEngine &engine, DataTransfer &transfer, Activity &activity,
+               const Features &features, HealthCounters &health)
+        : namespaces_(namespaces),
+          engine_(engine),
+          transfer_(transfer),
+          activity_(activity),
+          features_(features),
+          health_(health)
+    {
+    }
+
+    void execute(const CommandPtr &command);
+    /// Makes everything written so far durable, then calls `done`.
+    void flush_all(std::function<void(Status)> done);
+
+private:
+    /// The logical blocks of a command, checked.
+    struct Extent {
+        Namespace *ns = nullptr;
+        ByteRange range;
+    };
+    enum class Access { read, write };
+
+    [[nodiscard]] Namespace *find(std::uint32_t nsid) noexcept;
+    [[nodiscard]] Expected<Extent, Status> checked_extent(const SubmissionEntry &entry, Access access);
+    [[nodiscard]] bool durable(const SubmissionEntry &entry) const noexcept;
+    void flush(const CommandPtr &command);
+    void read(const CommandPtr &command);
+    void write(const CommandPtr &command);
+    void compare(const CommandPtr &command);
+    void compare_data(const CommandPtr &command);
+    void write_zeroes(const CommandPtr &command);
+    void dataset_management(const CommandPtr &command);
+    void deallocate(const CommandPtr &command, Namespace &ns);
+
+    /// Continuation of a transfer step: goes on with `next`, or ends the command.
+    template <typename F>
+    [[nodiscard]] auto on_success(const CommandPtr &command, F next);
+    /// Continuation of a backing operation.
+    template <typename F>
+    [[nodiscard]] auto on_backing(const CommandPtr &command, Access access, F next);
+    [[nodiscard]] auto complete_with(const CommandPtr &command);
+    [[nodiscard]] Status backing_status(int error, Access access);
+
+    Namespaces &namespaces_;
+    QueueEngine &engine_;
+    DataTransfer &transfer_;
+    Activity &activity_;
+    const Features &features_;
+    HealthCounters &health_;
+};
+
+}  // namespace vvfu::nvme
