@@ -244,7 +244,7 @@ def guest_driver_log(demo):
 
 
 def demonstrate(options):
-    lab = Lab()
+    lab = Lab(outlive=options.keep)
     demo = Demo(lab, options)
     try:
         demo.run()
@@ -279,6 +279,7 @@ def main():
     # For the test that the comparison is real.
     parser.add_argument("--corrupt-image", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if options.stop:
         return stop()
     if options.attach:

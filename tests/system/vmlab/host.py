@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the host machine offers: programs, kernel, accelerator."""
 
+import ctypes
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 
 TREE = pathlib.Path(__file__).resolve().parents[3]
@@ -123,6 +125,24 @@ class Kernel:
                 if needed not in order:
                     order.append(needed)
         return [self.modules / file for file in order]
+
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def start_process(command, log, pass_fds=(), outlive=False):
+    """Starts a program of the lab.
+
+    In its own session: Ctrl-C at the terminal is for the test, which then ends its processes in order. If the test itself
+    is killed, so are they, unless they are to outlive it.
+    """
+    def before_exec():
+        if not outlive:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=pass_fds,
+                            start_new_session=True, preexec_fn=before_exec)
 
 
 def accelerator():

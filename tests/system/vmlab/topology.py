@@ -19,7 +19,9 @@ SOCKET_NAME = "device.sock"
 class Lab:
     """A directory with one kernel, the guests' images, sockets and logs; ends every process it started."""
 
-    def __init__(self, directory=None):
+    def __init__(self, directory=None, outlive=False):
+        """outlive: what it starts may go on after this program, see release()."""
+        self.outlive = outlive
         self.directory = pathlib.Path(directory or tempfile.mkdtemp(prefix="vvfu-"))
         self.kernel = host.Kernel()
         self.accelerator = host.accelerator()
@@ -43,6 +45,7 @@ class Lab:
         self._processes = []
 
     def keep_track(self, process):
+        process.outlive = self.outlive
         self._processes.append(process)
         return process
 
@@ -169,14 +172,14 @@ class Loopback:
         self.qemu_log = lab.directory / f"{name}.log"
         self._command = [str(host.program("vvfu-loopback")), f"--socket-path={self.socket}", *options,
                          *shlex.split(arguments)]
+        self.outlive = False
         self.process = None
 
     def start(self, seconds=20):
         with open(self.qemu_log, "ab") as log:
             log.write((shlex.join(self._command) + "\n").encode())
             log.flush()
-            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            start_new_session=True)
+            self.process = host.start_process(self._command, log, outlive=self.outlive)
 
         def serves():
             if not self.alive():

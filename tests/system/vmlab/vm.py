@@ -34,10 +34,12 @@ class Vm:
             "-serial", "chardev:console",
             *[str(argument) for argument in arguments],
         ]
+        self.outlive = False  # when set before start(): go on after the program that started it
         self.process = None
         self.agent = None
         self.qmp = None
         self._sockets = []
+        self._monitor_ready = False
 
     def start(self):
         """Starts QEMU and returns at once; wait_ready() follows."""
@@ -52,9 +54,7 @@ class Vm:
         with open(self.qemu_log, "ab") as log:
             log.write((" ".join(command) + "\n").encode())
             log.flush()
-            # Its own session: Ctrl-C at the terminal is for the test, which then ends its VMs in order.
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=fds,
-                                            start_new_session=True)
+            self.process = host.start_process(command, log, pass_fds=fds, outlive=self.outlive)
         agent_qemu.close()
         qmp_qemu.close()
         self._sockets = [agent, qmp]
@@ -68,9 +68,9 @@ class Vm:
     def wait_ready(self, seconds=120):
         """Waits for the agent (of a first boot, or of one more after a reboot); returns the boot ID."""
         try:
-            if not self.qmp.events and not getattr(self, "_monitor", False):
+            if not self._monitor_ready:
                 self.qmp.connect()
-                self._monitor = True
+                self._monitor_ready = True
             return self.agent.wait_ready(seconds)
         except Exception as error:
             raise GuestError(f"{self.name}: did not boot: {error}\n{self.log_tail()}") from error
