@@ -1,0 +1,446 @@
+/*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * virtio-vfio-user: the virtio device, its properties and its life.
+ */
+#include "qemu/osdep.h"
+#include "qemu/main-loop.h"
+#include "qemu/module.h"
+#include "qemu/units.h"
+#include "qapi/clone-visitor.h"
+#include "qapi/error.h"
+#include "qapi/qapi-visit-sockets.h"
+#include "qapi/visitor.h"
+#include "qapi/visitor-impl.h"
+#include "hw/pci/pci_device.h"
+#include "hw/qdev-properties.h"
+#include "hw/qdev-properties-system.h"
+#include "migration/blocker.h"
+#include "system/system.h"
+#include "virtio-vfio-user.h"
+
+/* ---- property "socket" ---- */
+
+static void vvfu_get_socket(Object *obj, Visitor *v, const char *name,
+                            void *opaque, Error **errp)
+{
+    SocketAddress *socket = VIRTIO_VFIO_USER(obj)->socket;
+    g_autofree char *text = NULL;
+
+    if (!socket) {
+        text = g_strdup("");
+    } else if (socket->type == SOCKET_ADDRESS_TYPE_UNIX) {
+        text = g_strdup(socket->u.q_unix.path);
+    } else if (socket->type == SOCKET_ADDRESS_TYPE_FD) {
+        text = g_strdup_printf("fd:%s", socket->u.fd.str);
+    } else {
+        text = g_strdup(SocketAddressType_str(socket->type));
+    }
+    visit_type_str(v, name, &text, errp);
+}
+
+static SocketAddress *vvfu_visit_path(Visitor *v, const char *name,
+                                      Error **errp)
+{
+    SocketAddress *socket;
+    char *path;
+
+    if (!visit_type_str(v, name, &path, errp)) {
+        return NULL;
+    }
+    socket = g_new0(SocketAddress, 1);
+    socket->type = SOCKET_ADDRESS_TYPE_UNIX;
+    socket->u.q_unix.path = path;
+    return socket;
+}
+
+/* A string is a path; an object is a SocketAddress. */
+static SocketAddress *vvfu_visit_socket(Visitor *v, const char *name,
+                                        Error **errp)
+{
+    GenericAlternate *alternate = NULL;
+    SocketAddress *socket = NULL;
+
+    /* -global and HMP bring strings, with a visitor that knows no others. */
+    if (!v->start_alternate) {
+        return vvfu_visit_path(v, name, errp);
+    }
+    if (!visit_start_alternate(v, name, &alternate, sizeof(*alternate), errp)) {
+        return NULL;
+    }
+    if (alternate->type == QTYPE_QDICT) {
+        visit_type_SocketAddress(v, name, &socket, errp);
+    } else {
+        socket = vvfu_visit_path(v, name, errp);
+    }
+    visit_end_alternate(v, (void **)&alternate);
+    g_free(alternate);
+    return socket;
+}
+
+static void vvfu_set_socket(Object *obj, Visitor *v, const char *name,
+                            void *opaque, Error **errp)
+{
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(obj);
+    SocketAddress *socket = vvfu_visit_socket(v, name, errp);
+
+    if (socket) {
+        qapi_free_SocketAddress(s->socket);
+        s->socket = socket;
+    }
+}
+
+static void vvfu_release_socket(Object *obj, const char *name, void *opaque)
+{
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(obj);
+
+    qapi_free_SocketAddress(s->socket);
+    s->socket = NULL;
+}
+
+static const PropertyInfo vvfu_prop_socket = {
+    .type = "str",
+    .description = "where peers connect",
+    .get = vvfu_get_socket,
+    .set = vvfu_set_socket,
+    .release = vvfu_release_socket,
+};
+
+/* ---- read-only properties: the state of the session ---- */
+
+static VvfuCoreState vvfu_get_state(Object *obj)
+{
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(obj);
+    VvfuCoreState state = { .state = "not realized" };
+
+    if (s->core) {
+        vvfu_core_state(s->core, &state);
+    }
+    return state;
+}
+
+static void vvfu_get_session_state(Object *obj, Visitor *v, const char *name,
+                                   void *opaque, Error **errp)
+{
+    char *state = (char *)vvfu_get_state(obj).state;
+
+    visit_type_str(v, name, &state, errp);
+}
+
+static const PropertyInfo vvfu_prop_session_state = {
+    .type = "str",
+    .description = "state of the session",
+    .get = vvfu_get_session_state,
+};
+
+#define VVFU_COUNTER(field)                                                    \
+    static void vvfu_get_##field(Object *obj, Visitor *v, const char *name,    \
+                                 void *opaque, Error **errp)                   \
+    {                                                                          \
+        uint64_t value = vvfu_get_state(obj).field;                            \
+                                                                               \
+        visit_type_uint64(v, name, &value, errp);                              \
+    }                                                                          \
+    static const PropertyInfo vvfu_prop_##field = {                            \
+        .type = "uint64",                                                      \
+        .get = vvfu_get_##field,                                               \
+    }
+
+VVFU_COUNTER(epoch);
+VVFU_COUNTER(peer_pid);
+VVFU_COUNTER(peer_uid);
+VVFU_COUNTER(mapped_bytes);
+VVFU_COUNTER(mapped_ranges);
+VVFU_COUNTER(message_ranges);
+VVFU_COUNTER(requests);
+VVFU_COUNTER(protocol_errors);
+VVFU_COUNTER(deadline_expiries);
+VVFU_COUNTER(unknown_replies);
+
+#define VVFU_STATE_PROP(_name, _info)                                          \
+    {                                                                          \
+        .name = _name, .info = &_info                                          \
+    }
+
+static const Property vvfu_properties[] = {
+    { .name = "socket", .info = &vvfu_prop_socket },
+    DEFINE_PROP_SIZE("window-size", VirtioVfioUser, window_size, 8 * GiB),
+    DEFINE_PROP_SIZE("region-memory-size", VirtioVfioUser, region_memory_size,
+                     16 * MiB),
+    DEFINE_PROP_UINT32("doorbells", VirtioVfioUser, doorbell_count, 64),
+    DEFINE_PROP_UINT32("notifications", VirtioVfioUser, notification_count, 8),
+    DEFINE_PROP_UUID_NODEFAULT("uuid", VirtioVfioUser, uuid),
+    DEFINE_PROP_BOOL("trust-peer-memory", VirtioVfioUser, trust_peer_memory,
+                     false),
+    DEFINE_PROP_UINT32("unmap-timeout", VirtioVfioUser, unmap_timeout, 1000),
+    DEFINE_PROP_UINT32("access-timeout", VirtioVfioUser, access_timeout, 2000),
+    DEFINE_PROP_UINT16("x-virtio-id", VirtioVfioUser, virtio_id, 63),
+    VVFU_STATE_PROP("session-state", vvfu_prop_session_state),
+    VVFU_STATE_PROP("epoch", vvfu_prop_epoch),
+    VVFU_STATE_PROP("peer-pid", vvfu_prop_peer_pid),
+    VVFU_STATE_PROP("peer-uid", vvfu_prop_peer_uid),
+    VVFU_STATE_PROP("mapped-bytes", vvfu_prop_mapped_bytes),
+    VVFU_STATE_PROP("mapped-ranges", vvfu_prop_mapped_ranges),
+    VVFU_STATE_PROP("message-ranges", vvfu_prop_message_ranges),
+    VVFU_STATE_PROP("requests", vvfu_prop_requests),
+    VVFU_STATE_PROP("protocol-errors", vvfu_prop_protocol_errors),
+    VVFU_STATE_PROP("deadline-expiries", vvfu_prop_deadline_expiries),
+    VVFU_STATE_PROP("unknown-replies", vvfu_prop_unknown_replies),
+};
+
+static const struct {
+    const char *name, *description;
+} vvfu_descriptions[] = {
+    { "socket",
+      "UNIX socket on which the driver VM's VMM connects: a path, or in JSON "
+      "a SocketAddress ({\"type\":\"unix\",\"path\":..} or, for a listening "
+      "socket passed to QEMU, {\"type\":\"fd\",\"str\":..})" },
+    { "window-size",
+      "Bytes of guest address space for the peer's memory, a multiple of "
+      "4096; what does not fit is reached by messages. Together with "
+      "region-memory-size, rounded up to a power of two, the size of BAR 2" },
+    { "region-memory-size",
+      "Bytes of memory for areas of the emulated device's BARs that the peer "
+      "may map, a multiple of 4096; 0 for none" },
+    { "doorbells",
+      "Most interrupt vectors (INTx, MSI and MSI-X together) that an "
+      "emulated device can have, 1 to 4096" },
+    { "notifications",
+      "Number of events from the peer that can raise an MSI-X vector, "
+      "1 to 1024" },
+    { "uuid", "UUID by which the guest driver finds this device" },
+    { "trust-peer-memory",
+      "Map memory of the peer that the peer could shrink: faster, but a "
+      "faulty or hostile peer can then kill this QEMU" },
+    { "unmap-timeout",
+      "Milliseconds that the guest has to stop using memory that the peer "
+      "takes back, 1 to 4000" },
+    { "access-timeout",
+      "Milliseconds that the guest has to answer a register access or any "
+      "other request, 1 to 4000" },
+    { "x-virtio-id", "Virtio device ID, 1 to 63" },
+    { "session-state",
+      "State of the session: no driver, no device, listening, negotiating, "
+      "connected or broken" },
+    { "epoch", "Number of the current or last session" },
+    { "peer-pid", "Process ID of the connected peer, or 0" },
+    { "peer-uid", "User ID of the connected peer" },
+    { "mapped-bytes", "Bytes of the peer's memory in the window" },
+    { "mapped-ranges", "Ranges of the peer's memory in the window" },
+    { "message-ranges", "Ranges of the peer's memory outside of the window" },
+    { "requests", "Messages that the peer sent" },
+    { "protocol-errors", "Messages of the peer that were refused" },
+    { "deadline-expiries", "Requests that the guest did not answer in time" },
+    { "unknown-replies", "Replies of the guest that answered nothing" },
+};
+
+/* ---- checks ---- */
+
+static bool vvfu_check_size(const char *name, uint64_t size, uint64_t least,
+                            Error **errp)
+{
+    /* The limit keeps the sum and its rounding in range. */
+    if (size < least || size % VVFU_PAGE_SIZE || size > 1 * EiB) {
+        error_setg(errp,
+                   "virtio-vfio-user: %s=%" PRIu64 " is not a multiple of "
+                   "%u between %" PRIu64 " and 1E",
+                   name, size, VVFU_PAGE_SIZE, least);
+        return false;
+    }
+    return true;
+}
+
+static bool vvfu_check_number(const char *name, uint32_t value, uint32_t most,
+                              Error **errp)
+{
+    if (value < 1 || value > most) {
+        error_setg(errp, "virtio-vfio-user: %s=%u is not in 1..%u", name, value,
+                   most);
+        return false;
+    }
+    return true;
+}
+
+bool vvfu_check_properties(VirtioVfioUser *s, Error **errp)
+{
+    return vvfu_check_size("window-size", s->window_size, VVFU_PAGE_SIZE,
+                           errp) &&
+           vvfu_check_size("region-memory-size", s->region_memory_size, 0,
+                           errp) &&
+           vvfu_check_number("doorbells", s->doorbell_count, VVFU_MAX_DOORBELLS,
+                             errp) &&
+           vvfu_check_number("notifications", s->notification_count,
+                             VVFU_MAX_NOTIFICATIONS, errp) &&
+           vvfu_check_number("unmap-timeout", s->unmap_timeout, 4000, errp) &&
+           vvfu_check_number("access-timeout", s->access_timeout, 4000, errp) &&
+           vvfu_check_number("x-virtio-id", s->virtio_id, 63, errp);
+}
+
+/* ---- virtio ---- */
+
+static uint64_t vvfu_get_features(VirtIODevice *vdev, uint64_t features,
+                                  Error **errp)
+{
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
+
+    /* The core does not know resets of single queues. */
+    virtio_clear_feature(&features, VIRTIO_F_RING_RESET);
+    /*
+     *= VVFU-FEAT-3
+     *# The device MUST NOT offer VIRTIO_VFIO_USER_F_ACCESS_QUEUES.
+     */
+    return features | vvfu_core_device_features(s->core);
+}
+
+static void vvfu_get_config(VirtIODevice *vdev, uint8_t *config)
+{
+    /*
+     *= VVFU-CONF-1
+     *# The device MUST present its configuration in the layout of this
+     *# section.
+     */
+    vvfu_core_device_config(VIRTIO_VFIO_USER(vdev)->core, config);
+}
+
+static void vvfu_set_status(VirtIODevice *vdev, uint8_t status)
+{
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
+
+    /* Also called when the VM stops and goes on, with an unchanged status. */
+    if ((status & ~vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) && !s->in_core) {
+        vvfu_enter(s);
+        vvfu_core_driver_ok(s->core, vvfu_now());
+        vvfu_leave(s);
+    }
+}
+
+static void vvfu_reset(VirtIODevice *vdev)
+{
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
+
+    vvfu_queues_drop_chains(s);
+    s->notify_queues = 0;
+    s->core_knows_broken = false;
+    if (s->in_core) {
+        /* The guest aimed its DMA at a register that resets the function. */
+        s->reset_in_core = true;
+    } else {
+        /*
+         *= VVFU-INIT-3
+         *# The device MUST end the session, withdraw the emulated device and
+         *# forget all outstanding requests when the driver resets it.
+         */
+        vvfu_enter(s);
+        vvfu_core_driver_reset(s->core, vvfu_now());
+        vvfu_leave(s);
+    }
+    vvfu_notifications_reset(s);
+}
+
+/* VIRTIO_F_RING_RESET is not offered, but QEMU lets the guest do it. */
+static void vvfu_queue_reset(VirtIODevice *vdev, uint32_t index)
+{
+    if (index == VVFU_QUEUE_CONTROL) {
+        vvfu_queues_drop_chains(VIRTIO_VFIO_USER(vdev));
+    }
+}
+
+static void vvfu_resume(void *opaque)
+{
+    VirtioVfioUser *s = opaque;
+
+    vvfu_queues_run(s);
+}
+
+static void vvfu_exit(Notifier *notifier, void *data)
+{
+    VirtioVfioUser *s = container_of(notifier, VirtioVfioUser, exit_notifier);
+
+    vvfu_peer_remove_socket(s);
+}
+
+static bool vvfu_block_migration(VirtioVfioUser *s, Error **errp)
+{
+    error_setg(&s->migration_blocker,
+               "virtio-vfio-user: the peer's connection and memory cannot be "
+               "moved to another host");
+    return migrate_add_blocker(&s->migration_blocker, errp) == 0;
+}
+
+static void vvfu_device_realize(DeviceState *dev, Error **errp)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(dev);
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(dev);
+
+    if (!vvfu_block_migration(s, errp)) {
+        return;
+    }
+    if (!vvfu_core_create(s, errp)) {
+        migrate_del_blocker(&s->migration_blocker);
+        return;
+    }
+    virtio_init(vdev, s->virtio_id, vvfu_core_device_config_size());
+    vdev->name = "virtio-vfio-user"; /* x-virtio-id may be another's */
+    vvfu_queues_init(s);
+    s->resume = virtio_bh_new_guarded(dev, vvfu_resume, s);
+    s->exit_notifier.notify = vvfu_exit;
+    qemu_add_exit_notifier(&s->exit_notifier);
+}
+
+static void vvfu_device_unrealize(DeviceState *dev)
+{
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(dev);
+
+    qemu_remove_exit_notifier(&s->exit_notifier);
+    migrate_del_blocker(&s->migration_blocker);
+    qemu_bh_delete(s->resume);
+    vvfu_core_stop(s);
+    vvfu_queues_cleanup(s);
+    virtio_cleanup(VIRTIO_DEVICE(s));
+}
+
+static void vvfu_device_instance_init(Object *obj)
+{
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(obj);
+
+    s->peer.listener = -1;
+    s->peer.fd = -1;
+    s->region_memory_fd = -1;
+}
+
+static void vvfu_device_class_init(ObjectClass *klass, void *data)
+{
+    DeviceClass *dc = DEVICE_CLASS(klass);
+    VirtioDeviceClass *vdc = VIRTIO_DEVICE_CLASS(klass);
+
+    device_class_set_props(dc, vvfu_properties);
+    for (size_t i = 0; i < ARRAY_SIZE(vvfu_descriptions); i++) {
+        object_class_property_set_description(klass, vvfu_descriptions[i].name,
+                                              vvfu_descriptions[i].description);
+    }
+    dc->desc = "Part of virtio-vfio-user-pci";
+    dc->user_creatable = false; /* needs BARs */
+    set_bit(DEVICE_CATEGORY_MISC, dc->categories);
+    vdc->realize = vvfu_device_realize;
+    vdc->unrealize = vvfu_device_unrealize;
+    vdc->get_features = vvfu_get_features;
+    vdc->get_config = vvfu_get_config;
+    vdc->set_status = vvfu_set_status;
+    vdc->reset = vvfu_reset;
+    vdc->queue_reset = vvfu_queue_reset;
+}
+
+static const TypeInfo vvfu_device_info = {
+    .name = TYPE_VIRTIO_VFIO_USER,
+    .parent = TYPE_VIRTIO_DEVICE,
+    .instance_size = sizeof(VirtioVfioUser),
+    .instance_init = vvfu_device_instance_init,
+    .class_init = vvfu_device_class_init,
+};
+
+static void vvfu_device_register_types(void)
+{
+    type_register_static(&vvfu_device_info);
+}
+
+type_init(vvfu_device_register_types)

@@ -1,0 +1,183 @@
+/*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * virtio-vfio-user: doorbells, the first pages of BAR 0.
+ */
+#include "qemu/osdep.h"
+#include <poll.h>
+#include "qemu/units.h"
+#include "exec/memory.h"
+#include "system/kvm.h"
+#include "virtio-vfio-user.h"
+#include "trace.h"
+
+#define VVFU_DOORBELL_MULTIPLIER 4u
+
+/* KVM takes 1000 devices per bus, and QEMU aborts when it refuses one. What
+ * does not fit is signalled by the register's write handler. */
+#define VVFU_MAX_IOEVENTFDS 512
+
+uint32_t vvfu_doorbells_size(const VirtioVfioUser *s)
+{
+    return ROUND_UP(s->doorbell_count * VVFU_DOORBELL_MULTIPLIER,
+                    VVFU_PAGE_SIZE);
+}
+
+/*
+ * The eventfd is the peer's: it may be full and in blocking mode, and the
+ * peer can change both at any time. Such a write must not stop this VM.
+ */
+void vvfu_signal_eventfd(void *opaque, int fd)
+{
+    struct pollfd writable = { .fd = fd, .events = POLLOUT };
+    const uint64_t one = 1;
+    ssize_t ret;
+
+    if (poll(&writable, 1, 0) != 1 || !(writable.revents & POLLOUT)) {
+        return; /* full: it is signalled already */
+    }
+    do {
+        ret = write(fd, &one, sizeof(one));
+    } while (ret < 0 && errno == EINTR);
+}
+
+static uint64_t vvfu_doorbell_read(void *opaque, hwaddr addr, unsigned size)
+{
+    VirtioVfioUser *s = opaque;
+    unsigned index = addr / VVFU_DOORBELL_MULTIPLIER;
+
+    if (size != 4 || addr % 4 || index >= s->doorbell_count) {
+        trace_virtio_vfio_user_doorbell_ignored(addr, size);
+        return 0;
+    }
+    /*
+     *= VVFU-DOORBELL-3
+     *# The device MUST return 1 for a 32-bit read of a doorbell that is
+     *# pending, and 0 otherwise.
+     */
+    return vvfu_core_doorbell_pending(s->core, index);
+}
+
+static void vvfu_doorbell_write(void *opaque, hwaddr addr, uint64_t value,
+                                unsigned size)
+{
+    VirtioVfioUser *s = opaque;
+    unsigned index = addr / VVFU_DOORBELL_MULTIPLIER;
+
+    /* Other accesses than aligned 32-bit ones are not defined (6.3). */
+    if (size != 4 || addr % 4 || index >= s->doorbell_count) {
+        trace_virtio_vfio_user_doorbell_ignored(addr, size);
+        return;
+    }
+    trace_virtio_vfio_user_doorbell_write(index, size, s->doorbells[index].fd);
+    if (s->doorbells[index].fd >= 0) {
+        /*
+         *= VVFU-DOORBELL-1
+         *# The device MUST add 1 to the target of a doorbell when the driver
+         *# writes any 32-bit value to it.
+         */
+        vvfu_signal_eventfd(s, s->doorbells[index].fd);
+    } else {
+        vvfu_core_doorbell_written(s->core, index);
+    }
+}
+
+static const MemoryRegionOps vvfu_doorbell_ops = {
+    .read = vvfu_doorbell_read,
+    .write = vvfu_doorbell_write,
+    .endianness = DEVICE_LITTLE_ENDIAN,
+    .valid = { .min_access_size = 1, .max_access_size = 8, .unaligned = true },
+    .impl = { .min_access_size = 1, .max_access_size = 8, .unaligned = true },
+};
+
+static void vvfu_doorbell_disconnect(VirtioVfioUser *s, unsigned index)
+{
+    VvfuDoorbell *doorbell = &s->doorbells[index];
+
+    if (doorbell->ioeventfd) {
+        vvfu_transaction_begin(s);
+        memory_region_del_eventfd(&s->doorbell_page,
+                                  index * VVFU_DOORBELL_MULTIPLIER, 4, false, 0,
+                                  doorbell->ioeventfd);
+        s->retired_ioeventfds =
+            g_slist_prepend(s->retired_ioeventfds, doorbell->ioeventfd);
+        doorbell->ioeventfd = NULL;
+        s->ioeventfds--;
+    }
+    doorbell->fd = -1;
+}
+
+/* Lets KVM write the eventfd without leaving the kernel. */
+static void vvfu_doorbell_accelerate(VirtioVfioUser *s, unsigned index)
+{
+    VvfuDoorbell *doorbell = &s->doorbells[index];
+    int copy;
+
+    if (!kvm_enabled() || s->ioeventfds >= VVFU_MAX_IOEVENTFDS) {
+        return;
+    }
+    /* The core closes its fd before the transaction that forgets it ends. */
+    copy = fcntl(doorbell->fd, F_DUPFD_CLOEXEC, 0);
+    if (copy < 0) {
+        return;
+    }
+    doorbell->ioeventfd = g_new0(EventNotifier, 1);
+    event_notifier_init_fd(doorbell->ioeventfd, copy);
+    vvfu_transaction_begin(s);
+    memory_region_add_eventfd(&s->doorbell_page,
+                              index * VVFU_DOORBELL_MULTIPLIER, 4, false, 0,
+                              doorbell->ioeventfd);
+    s->ioeventfds++;
+}
+
+void vvfu_doorbell_set(void *opaque, unsigned index, int fd)
+{
+    VirtioVfioUser *s = opaque;
+
+    if (s->unrealized || index >= s->doorbell_count) {
+        return;
+    }
+    vvfu_doorbell_disconnect(s, index);
+    if (fd >= 0) {
+        s->doorbells[index].fd = fd;
+        vvfu_doorbell_accelerate(s, index);
+    }
+    trace_virtio_vfio_user_doorbell_set(index, fd,
+                                        s->doorbells[index].ioeventfd);
+}
+
+static void vvfu_ioeventfd_free(gpointer data)
+{
+    EventNotifier *notifier = data;
+
+    close(event_notifier_get_fd(notifier));
+    g_free(notifier);
+}
+
+void vvfu_doorbells_free_retired(VirtioVfioUser *s)
+{
+    g_slist_free_full(s->retired_ioeventfds, vvfu_ioeventfd_free);
+    s->retired_ioeventfds = NULL;
+}
+
+void vvfu_doorbells_init(VirtioVfioUser *s)
+{
+    s->doorbells = g_new0(VvfuDoorbell, s->doorbell_count);
+    for (uint32_t i = 0; i < s->doorbell_count; i++) {
+        s->doorbells[i].fd = -1;
+    }
+    memory_region_init_io(&s->doorbell_page, OBJECT(s->pci), &vvfu_doorbell_ops,
+                          s, "virtio-vfio-user-doorbells",
+                          vvfu_doorbells_size(s));
+    memory_region_add_subregion(&s->bar_interrupts, 0, &s->doorbell_page);
+}
+
+void vvfu_doorbells_cleanup(VirtioVfioUser *s)
+{
+    for (uint32_t i = 0; i < s->doorbell_count; i++) {
+        vvfu_doorbell_disconnect(s, i);
+    }
+    vvfu_transaction_end(s);
+    g_free(s->doorbells);
+    s->doorbells = NULL;
+}

@@ -1,0 +1,256 @@
+/*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * virtio-vfio-user: the PCI function, its BARs and capabilities.
+ */
+#include "qemu/osdep.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/host-utils.h"
+#include "qemu/module.h"
+#include "qemu/units.h"
+#include "qapi/error.h"
+#include "hw/core/cpu.h"
+#include "hw/pci/pci_device.h"
+#include "hw/qdev-properties.h"
+#include "virtio-vfio-user.h"
+
+#define VVFU_BAR_INTERRUPTS 0
+#define VVFU_BAR_MSIX 1
+#define VVFU_BAR_WINDOW 2
+
+/* Shared memory region IDs (device specification, 6.2). */
+#define VVFU_SHMID_WINDOW 0
+#define VVFU_SHMID_REGION_MEMORY 1
+
+/* One for configuration changes, one per queue, one per notification. */
+static uint32_t vvfu_default_vectors(const VirtioVfioUser *s)
+{
+    return 1 + VVFU_QUEUES + s->notification_count;
+}
+
+/* A BAR is aligned to its size and shares the space with RAM and others. */
+static bool vvfu_check_address_width(VirtioVfioUser *s, Error **errp)
+{
+    uint64_t size = vvfu_window_bar_size(s);
+    uint64_t bits;
+    g_autofree char *wanted = NULL;
+
+    if (!first_cpu || !object_property_find(OBJECT(first_cpu), "phys-bits")) {
+        return true;
+    }
+    bits = object_property_get_uint(OBJECT(first_cpu), "phys-bits", NULL);
+    if (!bits || bits >= 64 || size <= (1ULL << bits) / 2) {
+        return true;
+    }
+    wanted = size_to_str(size);
+    error_setg(errp,
+               "virtio-vfio-user: window-size and region-memory-size need a "
+               "BAR of %s, but the guest has %" PRIu64 " physical address "
+               "bits: use a smaller window, or a CPU with more (-cpu "
+               "...,phys-bits=N)",
+               wanted, bits);
+    return false;
+}
+
+static bool vvfu_check_transport(VirtIOPCIProxy *proxy, Error **errp)
+{
+    VirtioVfioUserPCI *dev = VIRTIO_VFIO_USER_PCI(proxy);
+
+    if (proxy->flags & VIRTIO_PCI_FLAG_MODERN_PIO_NOTIFY) {
+        error_setg(errp, "virtio-vfio-user: modern-pio-notify=on needs BAR "
+                         "2, where the window is");
+        return false;
+    }
+    /*
+     *= VVFU-FEAT-1
+     *# The device MUST offer VIRTIO_F_VERSION_1 and
+     *# VIRTIO_F_ACCESS_PLATFORM.
+     */
+    if (!virtio_host_has_feature(VIRTIO_DEVICE(&dev->vdev),
+                                 VIRTIO_F_IOMMU_PLATFORM)) {
+        error_setg(errp, "virtio-vfio-user: iommu_platform=off is not "
+                         "possible: the guest driver uses the IOMMU");
+        return false;
+    }
+    if (pci_is_express(PCI_DEVICE(proxy))) {
+        error_setg(errp, "virtio-vfio-user: x-disable-pcie=off is not "
+                         "possible: 256 bytes of configuration space do not "
+                         "hold the PCI Express capabilities too");
+        return false;
+    }
+    return true;
+}
+
+static bool vvfu_add_capability(PCIDevice *pci, const uint8_t *body,
+                                size_t size, Error **errp)
+{
+    int offset = pci_add_capability(pci, PCI_CAP_ID_VNDR, 0, size, errp);
+
+    if (offset < 0) {
+        return false;
+    }
+    /* pci_add_capability() wrote ID and next. */
+    memcpy(pci->config + offset + PCI_CAP_FLAGS, body + PCI_CAP_FLAGS,
+           size - PCI_CAP_FLAGS);
+    return true;
+}
+
+static bool vvfu_add_interrupt_bar(VirtioVfioUser *s, Error **errp)
+{
+    uint32_t doorbells = vvfu_doorbells_size(s);
+    uint8_t cap[24];
+    size_t size;
+
+    memory_region_init(&s->bar_interrupts, OBJECT(s->pci),
+                       "virtio-vfio-user-interrupts",
+                       pow2ceil(doorbells + VVFU_PAGE_SIZE));
+    vvfu_doorbells_init(s);
+    vvfu_notifications_init(s);
+    /*
+     *= VVFU-PCI-3
+     *# The device MUST place the window and the region memory page-aligned in
+     *# prefetchable BARs, and the doorbells and notification registers in a
+     *# BAR that is not prefetchable.
+     */
+    pci_register_bar(s->pci, VVFU_BAR_INTERRUPTS, PCI_BASE_ADDRESS_SPACE_MEMORY,
+                     &s->bar_interrupts);
+    size =
+        vvfu_core_doorbell_cap(cap, VVFU_BAR_INTERRUPTS, 0, s->doorbell_count);
+    if (!vvfu_add_capability(s->pci, cap, size, errp)) {
+        return false;
+    }
+    size = vvfu_core_notification_cap(cap, VVFU_BAR_INTERRUPTS, doorbells);
+    return vvfu_add_capability(s->pci, cap, size, errp);
+}
+
+static bool vvfu_add_window_bar(VirtioVfioUser *s, Error **errp)
+{
+    VirtIOPCIProxy *proxy = VIRTIO_PCI(s->pci);
+
+    if (!vvfu_window_init(s, errp)) {
+        return false;
+    }
+    pci_register_bar(s->pci, VVFU_BAR_WINDOW,
+                     PCI_BASE_ADDRESS_SPACE_MEMORY |
+                         PCI_BASE_ADDRESS_MEM_PREFETCH |
+                         PCI_BASE_ADDRESS_MEM_TYPE_64,
+                     &s->bar_window);
+    /*
+     *= VVFU-PCI-1
+     *# The device MUST present one capability of type 6, one of type 7 and
+     *# one of type 8 with `id` 0, and one of type 8 with `id` 1 if
+     *# `region_memory_size` is not 0.
+     */
+    virtio_pci_add_shm_cap(proxy, VVFU_BAR_WINDOW, 0, s->window_size,
+                           VVFU_SHMID_WINDOW);
+    if (s->region_memory_size) {
+        virtio_pci_add_shm_cap(proxy, VVFU_BAR_WINDOW, s->window_size,
+                               s->region_memory_size, VVFU_SHMID_REGION_MEMORY);
+    }
+    return true;
+}
+
+/* What vvfu_pci_realize() made; any part of it may be missing. */
+static void vvfu_pci_release(VirtioVfioUser *s)
+{
+    if (s->doorbells) {
+        vvfu_doorbells_cleanup(s);
+    }
+    if (s->notifications) {
+        vvfu_notifications_cleanup(s);
+    }
+    if (s->mappings) {
+        vvfu_window_cleanup(s);
+    }
+    vvfu_peer_cleanup(s);
+}
+
+static void vvfu_pci_realize(VirtIOPCIProxy *proxy, Error **errp)
+{
+    VirtioVfioUser *s = &VIRTIO_VFIO_USER_PCI(proxy)->vdev;
+
+    s->pci = PCI_DEVICE(proxy);
+    virtio_pci_force_virtio_1(proxy);
+    proxy->msix_bar_idx = VVFU_BAR_MSIX;
+    if (proxy->nvectors == DEV_NVECTORS_UNSPECIFIED) {
+        proxy->nvectors = vvfu_default_vectors(s);
+    }
+    if (!vvfu_check_transport(proxy, errp) || !vvfu_check_properties(s, errp) ||
+        !vvfu_check_address_width(s, errp) || !vvfu_peer_init(s, errp)) {
+        return;
+    }
+    if (!vvfu_add_window_bar(s, errp) || !vvfu_add_interrupt_bar(s, errp) ||
+        !qdev_realize(DEVICE(s), BUS(&proxy->bus), errp)) {
+        vvfu_pci_release(s);
+        return;
+    }
+    vvfu_notifications_use_irqfds(s);
+}
+
+static void vvfu_pci_exit(PCIDevice *pci)
+{
+    PCIDeviceClass *parent =
+        PCI_DEVICE_CLASS(object_class_by_name(TYPE_VIRTIO_PCI));
+    VirtioVfioUser *s = &VIRTIO_VFIO_USER_PCI(pci)->vdev;
+
+    /* The device itself is unrealized already. */
+    vvfu_notifications_unuse_irqfds(s);
+    vvfu_pci_release(s);
+    parent->exit(pci);
+}
+
+static const Property vvfu_pci_properties[] = {
+    DEFINE_PROP_UINT32("vectors", VirtIOPCIProxy, nvectors,
+                       DEV_NVECTORS_UNSPECIFIED),
+    DEFINE_PROP_BIT("ioeventfd", VirtIOPCIProxy, flags,
+                    VIRTIO_PCI_FLAG_USE_IOEVENTFD_BIT, true),
+};
+
+static void vvfu_pci_class_init(ObjectClass *klass, void *data)
+{
+    DeviceClass *dc = DEVICE_CLASS(klass);
+    VirtioPCIClass *k = VIRTIO_PCI_CLASS(klass);
+    PCIDeviceClass *pcidev_k = PCI_DEVICE_CLASS(klass);
+
+    dc->desc = "PCI device of another VM, implemented by a program in this "
+               "one (vfio-user server)";
+    set_bit(DEVICE_CATEGORY_MISC, dc->categories);
+    device_class_set_props(dc, vvfu_pci_properties);
+    k->realize = vvfu_pci_realize;
+    pcidev_k->exit = vvfu_pci_exit;
+    pcidev_k->class_id = PCI_CLASS_OTHERS;
+}
+
+static void vvfu_pci_instance_init(Object *obj)
+{
+    VirtioVfioUserPCI *dev = VIRTIO_VFIO_USER_PCI(obj);
+
+    virtio_instance_init_common(obj, &dev->vdev, sizeof(dev->vdev),
+                                TYPE_VIRTIO_VFIO_USER);
+    object_property_set_bool(OBJECT(&dev->vdev), "iommu_platform", true,
+                             &error_abort);
+    /* Behind a root port too: see vvfu_check_transport(). */
+    VIRTIO_PCI(obj)->flags |= VIRTIO_PCI_FLAG_DISABLE_PCIE;
+}
+
+static void vvfu_pci_instance_finalize(Object *obj)
+{
+    vvfu_window_finalize(&VIRTIO_VFIO_USER_PCI(obj)->vdev);
+}
+
+static const VirtioPCIDeviceTypeInfo vvfu_pci_info = {
+    .base_name = TYPE_VIRTIO_VFIO_USER_PCI,
+    .generic_name = "virtio-vfio-user-pci",
+    .instance_size = sizeof(VirtioVfioUserPCI),
+    .instance_init = vvfu_pci_instance_init,
+    .instance_finalize = vvfu_pci_instance_finalize,
+    .class_init = vvfu_pci_class_init,
+};
+
+static void vvfu_pci_register_types(void)
+{
+    virtio_pci_types_register(&vvfu_pci_info);
+}
+
+type_init(vvfu_pci_register_types)

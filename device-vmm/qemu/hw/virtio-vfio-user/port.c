@@ -1,0 +1,252 @@
+/*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * virtio-vfio-user: what the device VMM core asks of QEMU as a whole.
+ */
+#include "qemu/osdep.h"
+#include "qemu/error-report.h"
+#include "qemu/units.h"
+#include "qapi/error.h"
+#include "hw/pci/pci_device.h"
+#include "virtio-vfio-user.h"
+#include "trace.h"
+
+/* Rounds of "flush, tell the core" in one vvfu_leave(); the main loop does
+ * the rest. */
+#define VVFU_MAX_ROUNDS 16
+
+static void vvfu_device_broken(void *opaque, const char *reason)
+{
+    VirtioVfioUser *s = opaque;
+
+    trace_virtio_vfio_user_broken(reason);
+    s->core_knows_broken = true;
+    if (!s->unrealized) {
+        virtio_error(VIRTIO_DEVICE(s), "virtio-vfio-user: %s", reason);
+    }
+}
+
+static void vvfu_log(void *opaque, int level, const char *text)
+{
+    VirtioVfioUser *s = opaque;
+    DeviceState *pci = DEVICE(s->pci);
+    const char *id = pci->id ? pci->id : TYPE_VIRTIO_VFIO_USER_PCI;
+
+    trace_virtio_vfio_user_log(level, text);
+    switch (level) {
+    case VVFU_LOG_ERROR:
+        error_report("%s: %s", id, text);
+        break;
+    case VVFU_LOG_WARNING:
+        warn_report("%s: %s", id, text);
+        break;
+    case VVFU_LOG_INFO:
+        info_report("%s: %s", id, text);
+        break;
+    default: /* debug: the trace event says it */
+        break;
+    }
+}
+
+static void vvfu_state_changed(void *opaque)
+{
+    VirtioVfioUser *s = opaque;
+    VvfuCoreState state;
+
+    if (trace_event_get_state_backends(TRACE_VIRTIO_VFIO_USER_STATE) &&
+        s->core) {
+        vvfu_core_state(s->core, &state);
+        trace_virtio_vfio_user_state(state.state, state.epoch);
+    }
+}
+
+static const VvfuPortOps vvfu_port_ops = {
+    .listen = vvfu_listen,
+    .unlisten = vvfu_unlisten,
+    .send = vvfu_send,
+    .send_backlog = vvfu_send_backlog,
+    .close_peer = vvfu_close_peer,
+    .push_request = vvfu_push_request,
+    .complete_control = vvfu_complete_control,
+    .device_broken = vvfu_device_broken,
+    .window_map = vvfu_window_map,
+    .window_unmap = vvfu_window_unmap,
+    .doorbell_set = vvfu_doorbell_set,
+    .notification_set = vvfu_notification_set,
+    .signal_eventfd = vvfu_signal_eventfd,
+    .log = vvfu_log,
+    .state_changed = vvfu_state_changed,
+};
+
+/* A guest can make its own DMA reach this function's registers. QEMU's guard
+ * refuses that while a call is in progress: the core is not reentrant. */
+static void vvfu_core_begin(VirtioVfioUser *s)
+{
+    DeviceState *pci = DEVICE(s->pci);
+
+    assert(!s->in_core);
+    s->in_core = true;
+    s->saved_engaged_in_io = pci->mem_reentrancy_guard.engaged_in_io;
+    pci->mem_reentrancy_guard.engaged_in_io = true;
+}
+
+static void vvfu_core_end(VirtioVfioUser *s)
+{
+    DeviceState *pci = DEVICE(s->pci);
+
+    pci->mem_reentrancy_guard.engaged_in_io = s->saved_engaged_in_io;
+    s->in_core = false;
+}
+
+void vvfu_enter(VirtioVfioUser *s)
+{
+    /* s lives inside of the PCI function. */
+    object_ref(OBJECT(s->pci));
+    vvfu_core_begin(s);
+}
+
+static void vvfu_arm_deadline(VirtioVfioUser *s)
+{
+    uint64_t next = vvfu_core_next_deadline(s->core);
+
+    if (next == s->armed_deadline) {
+        return;
+    }
+    s->armed_deadline = next;
+    if (next > INT64_MAX) {
+        timer_del(s->deadline);
+    } else {
+        timer_mod_ns(s->deadline, next);
+    }
+}
+
+/* The core's answer to what became of the last flush. False: nothing more. */
+static bool vvfu_after_flush(VirtioVfioUser *s, VvfuFlush result)
+{
+    switch (result) {
+    case VVFU_FLUSH_DRAINED:
+        vvfu_core_begin(s);
+        vvfu_core_send_drained(s->core, vvfu_now());
+        vvfu_core_end(s);
+        return true;
+    case VVFU_FLUSH_FAILED:
+        vvfu_core_begin(s);
+        vvfu_core_peer_closed(s->core, vvfu_now(), s->peer.error);
+        vvfu_core_end(s);
+        vvfu_close_peer(s);
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* True when the guest reset the device inside the call, see vvfu_reset(). */
+static bool vvfu_late_reset(VirtioVfioUser *s)
+{
+    if (!s->reset_in_core) {
+        return false;
+    }
+    s->reset_in_core = false;
+    vvfu_core_begin(s);
+    vvfu_core_driver_reset(s->core, vvfu_now());
+    vvfu_core_end(s);
+    return true;
+}
+
+static void vvfu_settle(VirtioVfioUser *s)
+{
+    bool more = true;
+
+    for (int round = 0; more && round < VVFU_MAX_ROUNDS; round++) {
+        /* Memory first: a DMA_UNMAP reply promises that it is gone. */
+        vvfu_transaction_end(s);
+        vvfu_queues_notify(s);
+        more = vvfu_late_reset(s);
+        more |= vvfu_after_flush(s, vvfu_peer_flush(s));
+    }
+    vvfu_transaction_end(s);
+    vvfu_queues_notify(s);
+    vvfu_peer_rearm(s);
+    vvfu_arm_deadline(s);
+}
+
+static void vvfu_core_destroy(VirtioVfioUser *s)
+{
+    vvfu_core_begin(s);
+    vvfu_core_free(s->core);
+    vvfu_core_end(s);
+    s->core = NULL;
+    vvfu_transaction_end(s);
+}
+
+void vvfu_leave(VirtioVfioUser *s)
+{
+    vvfu_core_end(s);
+    if (s->unrealized) {
+        vvfu_core_destroy(s); /* vvfu_unrealize() could not do it */
+    } else {
+        vvfu_settle(s);
+        vvfu_check_broken(s);
+    }
+    object_unref(OBJECT(s->pci));
+}
+
+void vvfu_check_broken(VirtioVfioUser *s)
+{
+    if (VIRTIO_DEVICE(s)->broken && !s->core_knows_broken) {
+        s->core_knows_broken = true;
+        vvfu_log(s, VVFU_LOG_ERROR,
+                 "the guest's virtqueues are malformed: the session ends "
+                 "until the guest resets the device");
+        vvfu_enter(s);
+        vvfu_core_driver_reset(s->core, vvfu_now());
+        vvfu_leave(s);
+    }
+}
+
+static void vvfu_deadline_passed(void *opaque)
+{
+    VirtioVfioUser *s = opaque;
+
+    s->armed_deadline = UINT64_MAX;
+    vvfu_enter(s);
+    vvfu_core_tick(s->core, vvfu_now());
+    vvfu_leave(s);
+}
+
+bool vvfu_core_create(VirtioVfioUser *s, Error **errp)
+{
+    const char *error = NULL;
+    VvfuCoreConfig config = {
+        .abi_version = VVFU_CORE_ABI_VERSION,
+        .window_size = s->window_size,
+        .region_memory_size = s->region_memory_size,
+        .region_memory_fd = s->region_memory_fd,
+        .doorbells = s->doorbell_count,
+        .notifications = s->notification_count,
+        .trust_peer_memory = s->trust_peer_memory,
+        .unmap_timeout_ms = s->unmap_timeout,
+        .access_timeout_ms = s->access_timeout,
+    };
+
+    memcpy(config.uuid, s->uuid.data, sizeof(config.uuid));
+    s->core = vvfu_core_new(&config, &vvfu_port_ops, s, &error);
+    if (!s->core) {
+        error_setg(errp, "virtio-vfio-user: %s", error);
+        return false;
+    }
+    s->armed_deadline = UINT64_MAX;
+    s->deadline = timer_new_ns(QEMU_CLOCK_REALTIME, vvfu_deadline_passed, s);
+    return true;
+}
+
+void vvfu_core_stop(VirtioVfioUser *s)
+{
+    timer_free(s->deadline);
+    s->deadline = NULL;
+    if (s->in_core) {
+        s->unrealized = true;
+    } else {
+        vvfu_core_destroy(s);
+    }
+}

@@ -1,0 +1,244 @@
+/*
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * virtio-vfio-user: a PCI device of another VM, implemented in this one.
+ *
+ * This is the port of the device VMM core (vvfu_core.h) to QEMU. All of it
+ * runs under the BQL. The core calls the port back from inside of the
+ * vvfu_core_* functions; effects that are expensive (memory transactions) or
+ * must be seen last (socket sends) are collected meanwhile, and carried out
+ * by vvfu_leave().
+ */
+#ifndef HW_VIRTIO_VFIO_USER_H
+#define HW_VIRTIO_VFIO_USER_H
+
+#include "hw/virtio/virtio.h"
+#include "hw/virtio/virtio-pci.h"
+#include "qemu/event_notifier.h"
+#include "qemu/notify.h"
+#include "qemu/timer.h"
+#include "qemu/units.h"
+#include "qemu/uuid.h"
+#include "qapi/qapi-types-sockets.h"
+#include "qom/object.h"
+#include "vvfu/core/vvfu_core.h"
+
+#define TYPE_VIRTIO_VFIO_USER "virtio-vfio-user-device"
+OBJECT_DECLARE_SIMPLE_TYPE(VirtioVfioUser, VIRTIO_VFIO_USER)
+
+#define TYPE_VIRTIO_VFIO_USER_PCI "virtio-vfio-user-pci-base"
+OBJECT_DECLARE_SIMPLE_TYPE(VirtioVfioUserPCI, VIRTIO_VFIO_USER_PCI)
+
+/* A page of the device specification, whatever the host's is. */
+#define VVFU_PAGE_SIZE 4096u
+
+/* Device specification, sections 3 and 5; the core reports the same. */
+enum {
+    VVFU_QUEUE_CONTROL = 0,
+    VVFU_QUEUE_REQUEST = 1,
+    VVFU_QUEUE_REPLY = 2,
+    VVFU_QUEUES = 3,
+    VVFU_QUEUE_SIZE = 256,
+    VVFU_MAX_MESSAGE_SIZE = 256 * KiB,
+    VVFU_MAX_DOORBELLS = 4096,
+    VVFU_MAX_NOTIFICATIONS = 1024,
+};
+
+typedef struct VvfuDoorbell {
+    int fd;                   /* borrowed from the core; -1: no target */
+    EventNotifier *ioeventfd; /* KVM signals the target, or NULL */
+} VvfuDoorbell;
+
+typedef struct VvfuNotification {
+    VirtioVfioUser *owner;
+    EventNotifier notifier; /* wraps the core's fd */
+    bool watched;
+    bool irqfd;      /* KVM raises the vector, the main loop does not watch */
+    int virq;        /* the KVM route, with irqfd */
+    uint16_t vector; /* VIRTIO_NO_VECTOR: none */
+} VvfuNotification;
+
+typedef struct VvfuMessage {
+    QSIMPLEQ_ENTRY(VvfuMessage) next;
+    size_t length;
+    size_t sent;
+    size_t nfds;
+    int *fds; /* owned; closed with the message */
+    uint8_t data[];
+} VvfuMessage;
+
+typedef struct VvfuPeer {
+    int listener;                 /* -1: none */
+    bool listener_passed;         /* "fd": it outlives unlisten() */
+    bool listening;               /* the core wants peers */
+    struct stat listener_stat;    /* of the path bound, to remove no other */
+    QEMUTimer *accept_retry;      /* accept() ran out of a host resource */
+    int fd;                       /* connection; -1: none */
+    bool watch_read, watch_write; /* what the main loop is told */
+    int error; /* of the connection, not yet told to the core */
+    QSIMPLEQ_HEAD(, VvfuMessage) outbound;
+    size_t backlog; /* bytes in outbound that the socket has not taken */
+    uint8_t *receive_buffer;
+} VvfuPeer;
+
+struct VirtioVfioUser {
+    VirtIODevice parent_obj;
+
+    /* properties */
+    SocketAddress *socket;
+    uint64_t window_size;
+    uint64_t region_memory_size;
+    uint32_t doorbell_count;
+    uint32_t notification_count;
+    QemuUUID uuid;
+    bool trust_peer_memory;
+    uint32_t unmap_timeout;  /* ms */
+    uint32_t access_timeout; /* ms */
+    uint16_t virtio_id;
+
+    PCIDevice *pci; /* the function around the device, from realize on */
+    VvfuCore *core;
+    bool in_core; /* a vvfu_core_* call is in progress */
+    bool saved_engaged_in_io;
+    bool reset_in_core; /* the guest reset the device from inside a call */
+    bool unrealized; /* only waits for its call to return; port calls do nothing
+                      */
+    bool core_knows_broken;
+    QEMUTimer *deadline;
+    uint64_t armed_deadline;
+    QEMUBH *resume; /* work left over by a bounded callback */
+    Error *migration_blocker;
+    Notifier exit_notifier;
+
+    /* queues */
+    VirtQueue *queues[VVFU_QUEUES];
+    GHashTable *control_chains; /* token (in the value) -> VvfuChain */
+    uint64_t last_token;
+    uint32_t notify_queues; /* bit per queue: used buffers to announce */
+    uint8_t *message;       /* VVFU_MAX_MESSAGE_SIZE bytes, private copies */
+
+    VvfuPeer peer;
+
+    /* window */
+    MemoryRegion bar_window; /* BAR 2 */
+    MemoryRegion region_memory;
+    void *region_memory_host;
+    int region_memory_fd;
+    GHashTable *mappings;  /* window offset -> VvfuMapping */
+    unsigned new_mappings; /* since the last transaction was committed */
+    bool in_transaction;
+
+    /* doorbells and notifications */
+    MemoryRegion bar_interrupts; /* BAR 0 */
+    MemoryRegion doorbell_page;
+    MemoryRegion notification_page;
+    VvfuDoorbell *doorbells;
+    unsigned ioeventfds;
+    GSList *retired_ioeventfds; /* KVM may know them until the commit */
+    VvfuNotification *notifications;
+    uint16_t notification_select;
+};
+
+struct VirtioVfioUserPCI {
+    VirtIOPCIProxy parent_obj;
+    VirtioVfioUser vdev;
+};
+
+static inline uint64_t vvfu_now(void)
+{
+    /* CLOCK_MONOTONIC, which goes on while the VM is stopped */
+    return qemu_clock_get_ns(QEMU_CLOCK_REALTIME);
+}
+
+/* ---- device.c ---- */
+
+/* The properties' ranges; the socket and the BAR are checked elsewhere. */
+bool vvfu_check_properties(VirtioVfioUser *s, Error **errp);
+
+/* ---- port.c: the core ---- */
+
+bool vvfu_core_create(VirtioVfioUser *s, Error **errp);
+/* Ends the session; from inside of a call, its vvfu_leave() frees the core. */
+void vvfu_core_stop(VirtioVfioUser *s);
+/*
+ * Around every vvfu_core_* call but doorbell_written, doorbell_pending and
+ * the pure queries. Do not nest. The device may be gone after vvfu_leave(),
+ * unless the caller holds a reference.
+ */
+void vvfu_enter(VirtioVfioUser *s);
+void vvfu_leave(VirtioVfioUser *s);
+/* Ends the session because QEMU's virtio core found the device broken. */
+void vvfu_check_broken(VirtioVfioUser *s);
+
+/* ---- queues.c ---- */
+
+void vvfu_queues_init(VirtioVfioUser *s);
+void vvfu_queues_cleanup(VirtioVfioUser *s);
+void vvfu_queues_run(VirtioVfioUser *s);
+/* Forgets control chains whose queue is being reset. */
+void vvfu_queues_drop_chains(VirtioVfioUser *s);
+void vvfu_queues_notify(VirtioVfioUser *s);
+int vvfu_push_request(void *opaque, unsigned queue, const void *message,
+                      size_t length);
+void vvfu_complete_control(void *opaque, uint64_t token, const void *reply,
+                           size_t length);
+
+/* ---- peer.c: the socket ---- */
+
+/* Checks the socket property and takes over a passed fd. */
+bool vvfu_peer_init(VirtioVfioUser *s, Error **errp);
+void vvfu_peer_cleanup(VirtioVfioUser *s);
+/* Removes the socket path if it is ours. */
+void vvfu_peer_remove_socket(VirtioVfioUser *s);
+/* What vvfu_peer_flush() found. */
+typedef enum {
+    VVFU_FLUSH_DONE,
+    VVFU_FLUSH_DRAINED,
+    VVFU_FLUSH_FAILED
+} VvfuFlush;
+VvfuFlush vvfu_peer_flush(VirtioVfioUser *s);
+void vvfu_peer_rearm(VirtioVfioUser *s);
+int vvfu_listen(void *opaque);
+void vvfu_unlisten(void *opaque);
+void vvfu_send(void *opaque, const void *message, size_t length, const int *fds,
+               size_t nfds);
+size_t vvfu_send_backlog(void *opaque);
+void vvfu_close_peer(void *opaque);
+
+/* ---- window.c: BAR 2 ---- */
+
+bool vvfu_window_init(VirtioVfioUser *s, Error **errp);
+/* Takes everything out of the window that is still there. */
+void vvfu_window_cleanup(VirtioVfioUser *s);
+/* When no one can use the region memory any more. */
+void vvfu_window_finalize(VirtioVfioUser *s);
+/* Bytes of BAR 2: window and region memory, up to a power of two. */
+uint64_t vvfu_window_bar_size(const VirtioVfioUser *s);
+int vvfu_window_map(void *opaque, uint64_t window_offset, uint64_t size,
+                    int protection, int fd, uint64_t fd_offset);
+void vvfu_window_unmap(void *opaque, uint64_t window_offset, uint64_t size);
+/* Memory changes until vvfu_transaction_end() cost one update together. */
+void vvfu_transaction_begin(VirtioVfioUser *s);
+void vvfu_transaction_end(VirtioVfioUser *s);
+
+/* ---- doorbells.c: BAR 0, first pages ---- */
+
+void vvfu_doorbells_init(VirtioVfioUser *s);
+void vvfu_doorbells_cleanup(VirtioVfioUser *s);
+uint32_t vvfu_doorbells_size(const VirtioVfioUser *s);
+void vvfu_doorbells_free_retired(VirtioVfioUser *s);
+void vvfu_doorbell_set(void *opaque, unsigned index, int fd);
+void vvfu_signal_eventfd(void *opaque, int fd);
+
+/* ---- notifications.c: BAR 0, last page ---- */
+
+void vvfu_notifications_init(VirtioVfioUser *s);
+void vvfu_notifications_cleanup(VirtioVfioUser *s);
+/* Device reset: no notification has a vector any more. */
+void vvfu_notifications_reset(VirtioVfioUser *s);
+void vvfu_notification_set(void *opaque, unsigned index, int fd);
+/* Lets KVM raise vectors by itself; needs MSI-X, so after device_plugged. */
+void vvfu_notifications_use_irqfds(VirtioVfioUser *s);
+void vvfu_notifications_unuse_irqfds(VirtioVfioUser *s);
+
+#endif
