@@ -22,7 +22,7 @@ def vms(lab):
     device.wait_ready()
     device.bind()
     device.start_guest_driver("nvme --serial=IO-TEST --backing=/dev/vda")
-    driver = lab.driver_vm(source=source, smp=2).start()
+    driver = lab.driver_vm(source=source, smp=2, programs=["fio"]).start()
     driver.wait_ready()
     guestio.wait_for_disk(driver)
     return types.SimpleNamespace(image=image, digest=digest, device=device, driver=driver)
@@ -92,6 +92,19 @@ def test_mounted_filesystem_survives_a_second_mount(vms):
     assert run("ls /mnt/a | wc -l").strip() == "201"
     assert run("cat /mnt/a/137").strip() == "137"
     run("umount /mnt")
+
+
+def test_fio_verifies_random_writes_at_depth(vms):
+    """Two jobs, each with its own range and checksums; many commands in flight, flushes between them."""
+    output = vms.driver.run(
+        "cd /tmp && fio --filename=/dev/nvme0n1p1 --direct=1 --ioengine=libaio --iodepth=32 --rw=randwrite "
+        "--bsrange=512-128k --bs_unaligned=0 --fsync=64 --verify=crc32c --verify_fatal=1 --size=6M "
+        "--name=first --offset=0 --name=second --offset=24M --output-format=json", 300)
+    result = json.loads(output[output.index("{"):])
+    assert [job["error"] for job in result["jobs"]] == [0, 0]
+    for job in result["jobs"]:
+        assert job["write"]["io_bytes"] == 6 * MIB
+        assert job["read"]["io_bytes"] == 6 * MIB, "everything was read back and verified"
 
 
 def nvme(vms, command, **options):

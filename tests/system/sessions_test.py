@@ -123,6 +123,17 @@ def test_driver_vm_without_shared_memory_does_io_by_message(stage):
         assert image.read(4 * MIB) == source.read(4 * MIB)
 
 
+def test_driver_guest_behind_a_viommu_maps_and_unmaps_for_every_transfer(stage):
+    driver = new_driver(stage, iommu=True)
+    before = stage.device.property("requests")
+    write_source(driver)
+    assert reads_the_same(stage, driver)
+    # 128 KiB is the largest transfer that dd's 1 MiB blocks become at most; each is mapped and unmapped at least once.
+    assert stage.device.property("requests") - before > 100
+    driver.power_off()
+    assert mapped_guest_memory(stage.device.process) == []
+
+
 def test_terminated_guest_driver_ends_the_session_and_serves_again(stage):
     driver = new_driver(stage)
     stage.device.stop_guest_driver("TERM")

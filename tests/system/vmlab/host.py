@@ -51,7 +51,8 @@ class GuestProgram:
         if self.path is None:
             raise SetupError(f"the private root {self.root} has no {name}")
         libraries = self.root / "usr/lib/x86_64-linux-gnu"
-        self.loader = [self.root / "usr/lib64/ld-linux-x86-64.so.2", "--library-path", libraries]
+        # Beside the usual place, the one that fio's libraries name by an absolute path of their own root.
+        self.loader = [self.root / "usr/lib64/ld-linux-x86-64.so.2", "--library-path", f"{libraries}:{libraries}/ceph"]
 
     def libraries(self):
         """{path in the guest: file} of the loader and every library; empty for a static program."""

@@ -61,10 +61,12 @@ class Lab:
         return self._image("device", ["virtio_blk", "vfio_iommu_type1", "vfio-pci"],
                            static_programs=[host.program("vvfu-guest")])
 
-    def driver_image(self):
+    def driver_image(self, extra=()):
+        """extra: more programs than every driver guest has."""
+        programs = ["mke2fs", "nvme", *extra]
         # virtio_blk: for the disk with the data to write.
-        return self._image("driver", ["virtio_blk", "vfio_iommu_type1", "vfio-pci"],
-                           programs=[host.GuestProgram("mke2fs"), host.GuestProgram("nvme")])
+        return self._image("-".join(["driver", *extra]), ["virtio_blk"],
+                           programs=[host.GuestProgram(name) for name in programs])
 
     def device_vm(self, backing=None, name="device", **options):
         return self.keep_track(DeviceVm(self, name, backing, **options))
@@ -142,14 +144,18 @@ class DeviceVm(Vm):
         return self.qmp.get("/machine/peripheral/vvfu", name)
 
 
-def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, append=""):
+def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, iommu=False, programs=(), append=""):
     """A stock VM with the device as a vfio-user PCI function.
 
     share=False: guest memory that no other process can map, so the device must ask for every byte by message.
-    source: a file that the guest sees as /dev/vda, read-only.
+    source: a file that the guest sees as /dev/vda, read-only. iommu: a vIOMMU in strict mode, so that the guest maps and
+    unmaps memory for every transfer. programs: host.GuestProgram names beyond the usual ones.
     """
-    machine, accelerator = _machine(lab.accelerator)
+    machine, accelerator = _machine(lab.accelerator, iommu)
     arguments = [*accelerator, "-m", memory, "-smp", smp]
+    if iommu:
+        arguments += ["-device", "intel-iommu,intremap=on,caching-mode=on"]
+        append = f"intel_iommu=on iommu.strict=1 {append}"
     if share:
         arguments += ["-machine", f"{machine},memory-backend=mem",
                       "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on"]
@@ -160,7 +166,7 @@ def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, 
                       '"socket":{"type":"unix","path":"%s"}}' % (index, 4 + index, lab.socket)]
     if source:
         arguments += _disk("source", source, 0x10, readonly=True)
-    return Vm(name, lab.directory, host.driver_qemu(), lab.kernel, lab.driver_image(), arguments, append)
+    return Vm(name, lab.directory, host.driver_qemu(), lab.kernel, lab.driver_image(programs), arguments, append)
 
 
 class Loopback:
