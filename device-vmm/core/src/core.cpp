@@ -1,88 +1,103 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "vvfu/core/core.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <exception>
-#include <optional>
 #include <string>
+#include <utility>
 
-#include "device_registry.hpp"
-#include "guest_channel.hpp"
-#include "irq_table.hpp"
-#include "support.hpp"
+#include "core_impl.hpp"
 
 namespace vvfu::core {
 
-using control::Status;
 using control::Type;
 
-/// Every reply part of the control queue holds at least a header and a text (VVFU-QUEUE-3).
-constexpr std::size_t kMinReplyCapacity = control::kHeaderSize + control::kTextMax;
+// ---- lifecycle ----
 
-class Core::Impl {
-public:
-    Impl(const CoreConfig &config, Port &port)
-        : config_(config),
-          port_(port),
-          log_(port),
-          irqs_(port, config.doorbells),
-          guest_(port, counters_, log_, config.access_timeout)
-    {
-    }
+Core::Impl::~Impl()
+{
+    drop_session();
+    withdraw();
+}
 
-    /// Runs an entry point. Nothing thrown leaves it, and what it found out about the guest takes effect.
-    template <typename Body>
-    void enter(Nanoseconds now, const Body &body) noexcept
-    {
-        try {
-            if (!broken_) {
-                body();
-                settle(now);
-            }
-        } catch (const std::exception &error) {
-            fail_safe(error.what());
-        } catch (...) {
-            fail_safe("unknown exception");
+void Core::Impl::settle(Nanoseconds now)
+{
+    for (;;) {
+        if (guest_.failure()) {
+            return break_device(*guest_.failure());
+        }
+        if (!session_) {
+            return;
+        }
+        if (guest_.overrun()) {
+            log_.write(LogLevel::error, "the device guest takes no requests: session given up");
+            session_->end(control::DownReason::host_error);
+        }
+        if (session_->ended()) {
+            end_session(now, *session_->ended());
+            continue;
+        }
+        if (down_pending_) {
+            return;
+        }
+        session_->pump(now);
+        if (!guest_.failure() && !session_->ended()) {
+            return;
         }
     }
+}
 
-    void driver_ok()
-    {
-        driver_ok_ = true;
-        port_.state_changed();
-    }
-    void driver_reset();
-    void control_request(Nanoseconds now, std::uint64_t token, control::Bytes message, std::size_t capacity);
-
-    CoreConfig config_;
-    Port &port_;
-    Counters counters_;
-    Log log_;
-    IrqTable irqs_;
-    GuestChannel guest_;
-    std::optional<Device> device_;
-    std::uint32_t epoch_ = 0;
-    bool driver_ok_ = false;
-    bool broken_ = false;
-
-private:
-    void settle(Nanoseconds now);
-    void break_device(std::string_view reason);
-    void fail_safe(const char *cause) noexcept;
-    void withdraw();
-
-    void answer(std::uint64_t token, const control::Header &request, Status status, std::string_view text = {});
-    void device_info(std::uint64_t token, const control::Header &header, control::Bytes payload);
-    void device_add(std::uint64_t token, const control::Header &header, const control::DeviceInfo &info);
-    void device_del(std::uint64_t token, const control::Header &header);
-};
-
-void Core::Impl::settle(Nanoseconds)
+/// Ends the session without a word to the guest, which reset the device or broke it.
+void Core::Impl::drop_session()
 {
-    if (guest_.failure()) {
-        break_device(*guest_.failure());
+    if (session_) {
+        session_->release();
+        guest_.drop_session();
+        session_.reset();
+        port_.close_peer();
     }
+    down_pending_ = false;
+}
+
+void Core::Impl::end_session(Nanoseconds now, control::DownReason reason)
+{
+    //= virtio-vfio-user 8
+    //# The device MUST remove all ranges from the window and the targets of all doorbells before it sends PEER(DOWN).
+    session_->release();
+    session_->abort_dma();
+    port_.close_peer();
+    const auto ended = std::exchange(session_, nullptr);
+    const bool begun = ended->epoch() != 0;
+    // A session that the guest has not heard of needs no end: neither UP nor DOWN is sent then.
+    const bool announced = begun && !guest_.cancel(ended->up_request());
+    const bool down_was_pending = down_pending_;
+    if (!down_was_pending) {
+        guest_.drop_session();
+    }
+    if (begun) {
+        log_.write(LogLevel::info,
+                   "session " + std::to_string(ended->epoch()) + " ended: " + std::string{control::name(reason)});
+    }
+    if (announced) {
+        send_down(now, ended->epoch(), reason);
+    }
+    port_.state_changed();
+}
+
+void Core::Impl::send_down(Nanoseconds now, std::uint32_t epoch, control::DownReason reason)
+{
+    control::Peer down;
+    down.op = control::PeerOp::down;
+    down.reason = reason;
+    down_pending_ = true;
+    guest_.request(
+        now, Type::peer, epoch, config_.access_timeout,
+        [this](const GuestReply &reply) {
+            down_pending_ = false;
+            return reply.payload.empty();
+        },
+        [&](control::Buffer &out) { control::append(out, down); });
 }
 
 void Core::Impl::withdraw()
@@ -96,10 +111,12 @@ void Core::Impl::withdraw()
 
 void Core::Impl::break_device(std::string_view reason)
 {
+    const std::string text{reason};  // may live in what is dropped here
     broken_ = true;
+    drop_session();
     withdraw();
-    log_.write(LogLevel::error, "device broken: " + std::string{reason});
-    port_.device_broken(reason);
+    log_.write(LogLevel::error, "device broken: " + text);
+    port_.device_broken(text);
     port_.state_changed();
 }
 
@@ -112,84 +129,74 @@ void Core::Impl::fail_safe(const char *cause) noexcept
     }
 }
 
+void Core::Impl::driver_ok()
+{
+    driver_ok_ = true;
+    port_.state_changed();
+}
+
 void Core::Impl::driver_reset()
 {
+    drop_session();
     withdraw();
     guest_.reset();
     log_.forget();
-    broken_ = driver_ok_ = false;
+    driver_ok_ = false;
     port_.state_changed();
 }
 
-void Core::Impl::answer(std::uint64_t token, const control::Header &request, Status status, std::string_view text)
-{
-    control::Buffer out;
-    control::begin(out, {request.type, control::kFlagReply, 0, request.request_id, request.epoch, status});
-    if (status != Status::ok) {
-        control::append_text(out, text);
-    }
-    control::finish(out);
-    port_.complete_control(token, out);
-}
+// ---- peer ----
 
-void Core::Impl::control_request(Nanoseconds, std::uint64_t token, control::Bytes message, std::size_t capacity)
-{
-    const auto header = control::decode_header(message);
-    if (!header) {
-        return guest_.fail("control queue: " + std::string{control::describe(header.error())});
-    }
-    if (header->flags != 0) {
-        return guest_.fail("control queue: a message that is not a request");
-    }
-    if (capacity < kMinReplyCapacity) {
-        return guest_.fail("control queue: the reply part has less than 288 bytes");
-    }
-    const auto payload = message.subspan(control::kHeaderSize);
-    switch (header->type) {
-        case Type::device_info: return device_info(token, *header, payload);
-        default: return answer(token, *header, Status::unsupported, "unknown message type");
-    }
-}
-
-void Core::Impl::device_info(std::uint64_t token, const control::Header &header, control::Bytes payload)
-{
-    const auto info = control::decode_device_info(payload);
-    if (!info) {
-        return answer(token, header, Status::invalid, control::describe(info.error()));
-    }
-    if (info->op == control::DeviceInfoOp::add) {
-        device_add(token, header, *info);
-    } else {
-        device_del(token, header);
-    }
-}
-
-void Core::Impl::device_add(std::uint64_t token, const control::Header &header, const control::DeviceInfo &info)
-{
-    if (device_) {
-        return answer(token, header, Status::busy, "a device is registered already");
-    }
-    auto device = make_device(info, config_);
-    if (!device) {
-        return answer(token, header, device.error().status, device.error().reason);
-    }
-    if (const int rc = port_.listen(); rc < 0) {
-        return answer(token, header, Status::io, std::string{"the device VMM cannot listen: "} + std::strerror(-rc));
-    }
-    device_ = std::move(*device);
-    irqs_.configure(device_->irqs);
-    answer(token, header, Status::ok);
-    port_.state_changed();
-}
-
-void Core::Impl::device_del(std::uint64_t token, const control::Header &header)
+int Core::Impl::peer_connected(const PeerCredentials &credentials)
 {
     if (!device_) {
-        return answer(token, header, Status::not_found, "no device is registered");
+        return -ENODEV;
     }
-    withdraw();
-    answer(token, header, Status::ok);
+    //= virtio-vfio-user 8
+    //# The device MUST serve at most one peer at a time.
+    if (session_) {
+        log_.once(LogLevel::warning, "second peer", "a second peer was refused: one is served already");
+        return -EBUSY;
+    }
+    log_.forget();
+    session_ = std::make_unique<Session>(
+        SessionEnvironment{config_, port_, counters_, log_, guest_, irqs_, *device_, epoch_}, credentials);
     port_.state_changed();
+    return 0;
+}
+
+void Core::Impl::peer_closed(Nanoseconds now, int error)
+{
+    if (!session_) {
+        return;
+    }
+    if (error != 0) {
+        log_.write(LogLevel::warning, std::string{"connection to the peer: "} + std::strerror(error));
+    }
+    end_session(now, control::DownReason::peer_closed);
+}
+
+CoreState Core::Impl::state() const
+{
+    CoreState out;
+    out.state = broken_                 ? "broken"
+                : !driver_ok_           ? "no driver"
+                : !device_              ? "no device"
+                : !session_             ? "listening"
+                : session_->connected() ? "connected"
+                                        : "negotiating";
+    out.epoch = epoch_;
+    if (session_) {
+        out.peer = session_->credentials();
+        out.mapped_bytes = session_->memory().mapped_bytes();
+        out.mapped_ranges = session_->memory().mapped_ranges();
+        out.message_ranges = session_->memory().message_ranges();
+    }
+    out.requests = counters_.requests;
+    out.protocol_errors = counters_.protocol_errors;
+    out.deadline_expiries = counters_.deadline_expiries;
+    out.unknown_replies = counters_.unknown_replies;
+    return out;
 }
 
 // ---- Core ----
@@ -290,21 +297,43 @@ void Core::request_buffers(Nanoseconds now, unsigned queue)
     });
 }
 
-int Core::peer_connected(Nanoseconds, const PeerCredentials &)
+int Core::peer_connected(Nanoseconds now, const PeerCredentials &credentials)
 {
-    return -EBUSY;
+    int result = -ENODEV;
+    impl_->enter(now, [&] { result = impl_->peer_connected(credentials); });
+    return impl_->broken_ ? -ENODEV : result;
 }
 
-void Core::peer_data(Nanoseconds, std::span<const std::byte>, std::span<Fd>) {}
+void Core::peer_data(Nanoseconds now, std::span<const std::byte> data, std::span<Fd> fds)
+{
+    impl_->enter(now, [&] {
+        if (impl_->session_) {
+            impl_->session_->feed(data, fds);
+        }
+    });
+    for (auto &fd : fds) {
+        fd.reset();  // there is no session any more
+    }
+}
 
-void Core::peer_closed(Nanoseconds, int) {}
+void Core::peer_closed(Nanoseconds now, int error)
+{
+    impl_->enter(now, [&] { impl_->peer_closed(now, error); });
+}
 
 bool Core::wants_peer_data() const
 {
-    return false;
+    return impl_->session_ && !impl_->parked() && impl_->session_->wants_data();
 }
 
-void Core::send_drained(Nanoseconds) {}
+void Core::send_drained(Nanoseconds now)
+{
+    impl_->enter(now, [&] {
+        if (impl_->session_) {
+            impl_->session_->send_drained();
+        }
+    });
+}
 
 void Core::doorbell_written(unsigned index) noexcept
 {
@@ -316,27 +345,34 @@ bool Core::doorbell_pending(unsigned index) const noexcept
     return impl_->irqs_.doorbell_pending(index);
 }
 
-void Core::notification_fired(Nanoseconds, unsigned) {}
+void Core::notification_fired(Nanoseconds now, unsigned index)
+{
+    impl_->enter(now, [&] {
+        if (index == kNotificationIntxUnmask && impl_->session_) {
+            impl_->session_->intx_unmasked(now);
+        }
+    });
+}
 
 Nanoseconds Core::next_deadline() const
 {
-    return impl_->guest_.next_deadline();
+    const auto guest = impl_->guest_.next_deadline();
+    return impl_->session_ ? std::min(guest, impl_->session_->next_deadline()) : guest;
 }
 
 void Core::tick(Nanoseconds now)
 {
-    impl_->enter(now, [&] { impl_->guest_.tick(now); });
+    impl_->enter(now, [&] {
+        impl_->guest_.tick(now);
+        if (impl_->session_) {
+            impl_->session_->tick(now);
+        }
+    });
 }
 
 CoreState Core::state() const
 {
-    CoreState out;
-    out.state = impl_->broken_       ? "broken"
-                : !impl_->driver_ok_ ? "no driver"
-                : impl_->device_     ? "listening"
-                                     : "no device";
-    out.epoch = impl_->epoch_;
-    return out;
+    return impl_->state();
 }
 
 }  // namespace vvfu::core

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "fd_checks.hpp"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <array>
+#include <string>
+#include <string_view>
+
+namespace vvfu::core {
+
+bool is_eventfd(int fd)
+{
+    // No system call tells the type of an anonymous inode; its name does.
+    std::array<char, 64> target{};
+    const auto path = "/proc/self/fd/" + std::to_string(fd);
+    const auto length = ::readlink(path.c_str(), target.data(), target.size());
+    return length > 0 && std::string_view{target.data(), static_cast<std::size_t>(length)} == "anon_inode:[eventfd]";
+}
+
+namespace {
+
+std::uint64_t file_page_size(int fd)
+{
+    struct statfs fs {};
+    if (::fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC && fs.f_bsize > 4096) {
+        return static_cast<std::uint64_t>(fs.f_bsize);
+    }
+    return 4096;
+}
+
+}  // namespace
+
+MemoryFdInfo check_memory_fd(int fd, std::uint64_t offset, std::uint64_t size, bool trusted)
+{
+    struct stat st {};
+    if (::fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+        return {MemoryFd::no_file, 4096};
+    }
+    const auto page = file_page_size(fd);
+    if (offset % page != 0 || size % page != 0) {
+        return {MemoryFd::misaligned, page};
+    }
+    const auto length = static_cast<std::uint64_t>(st.st_size);
+    if (offset > length || size > length - offset) {
+        return {MemoryFd::too_short, page};
+    }
+    if (!trusted) {
+        const int seals = ::fcntl(fd, F_GET_SEALS);
+        if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) {
+            return {MemoryFd::may_shrink, page};
+        }
+    }
+    return {MemoryFd::mappable, page};
+}
+
+const char *describe(MemoryFd verdict) noexcept
+{
+    switch (verdict) {
+        case MemoryFd::mappable: return "mappable";
+        case MemoryFd::no_file: return "its file descriptor is not a regular file or memfd";
+        case MemoryFd::too_short: return "its file is too short";
+        case MemoryFd::may_shrink:
+            return "its file could shrink (no F_SEAL_SHRINK; QEMU: memory-backend-memfd seals, memory-backend-file "
+                   "does "
+                   "not; trust-peer-memory=on maps it all the same)";
+        case MemoryFd::misaligned: return "it is not aligned to the page size of its file";
+    }
+    return "unknown";
+}
+
+}  // namespace vvfu::core

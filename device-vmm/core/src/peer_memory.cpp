@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "peer_memory.hpp"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "fd_checks.hpp"
+
+namespace vvfu::core {
+namespace {
+
+using control::MemoryInfo;
+using control::Status;
+using control::Type;
+
+constexpr std::uint64_t kPage = 4096;
+/// Smaller ranges without a file are ROMs and the device's own BARs, which stock QEMU maps like that.
+constexpr std::uint64_t kNoteworthySize = std::uint64_t{1} << 20;
+
+std::string hex(std::uint64_t value)
+{
+    char text[19];
+    std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
+    return text;
+}
+
+std::string range_text(const MemoryInfo &info)
+{
+    return hex(info.address) + " size " + hex(info.size);
+}
+
+int protection(std::uint32_t memory_flags)
+{
+    return ((memory_flags & control::kMemoryRead) != 0 ? kProtRead : 0) |
+           ((memory_flags & control::kMemoryWrite) != 0 ? kProtWrite : 0);
+}
+
+}  // namespace
+
+PeerMemory::PeerMemory(const CoreConfig &config, Port &port, GuestChannel &guest, Log &log)
+    : config_(config), port_(port), guest_(guest), log_(log), window_(config.window_size)
+{
+}
+
+PeerMemory::~PeerMemory()
+{
+    release();
+}
+
+bool PeerMemory::overlaps(std::uint64_t address, std::uint64_t size) const
+{
+    const auto last = address + (size - 1);
+    const auto next = ranges_.lower_bound(address);
+    if (next != ranges_.end() && next->first <= last) {
+        return true;
+    }
+    return next != ranges_.begin() && std::prev(next)->second.last() >= address;
+}
+
+int PeerMemory::check_map(const vfio_user::DmaMap &request, std::size_t fds) const
+{
+    if ((request.flags & ~(vfio_user::kDmaRead | vfio_user::kDmaWrite)) != 0 || fds > 1 || request.size == 0) {
+        return EINVAL;
+    }
+    if (request.address + (request.size - 1) < request.address || request.offset + request.size < request.offset) {
+        return EINVAL;
+    }
+    if (request.size > kMaxRangeSize) {
+        return ENOSPC;
+    }
+    if (overlaps(request.address, request.size)) {
+        return EEXIST;
+    }
+    // Those being removed count: they hold window space and requests.
+    return ranges_.size() + removing_.size() >= vfio_user::kMaxDmaMaps ? EINVAL : 0;
+}
+
+PeerMemory::Map PeerMemory::map(Nanoseconds now, std::uint32_t epoch, const vfio_user::DmaMap &request,
+                                std::span<Fd> fds, Done done)
+{
+    if (const int error = check_map(request, fds.size())) {
+        done(error);
+        return Map::taken;
+    }
+    MemoryInfo info;
+    info.flags = ((request.flags & vfio_user::kDmaRead) != 0 ? control::kMemoryRead : 0u) |
+                 ((request.flags & vfio_user::kDmaWrite) != 0 ? control::kMemoryWrite : 0u);
+    info.address = request.address;
+    info.size = request.size;
+    if (!place(info, request, fds.empty() ? -1 : fds[0].get())) {
+        return Map::wait;
+    }
+    auto &range = ranges_.emplace(info.address, Range{info, ++last_id_, 0}).first->second;
+    if (range.in_window()) {
+        ++mapped_ranges_;
+        mapped_bytes_ += info.size;
+    } else {
+        ++message_ranges_;
+    }
+    announce(now, epoch, range, std::move(done));
+    return Map::taken;
+}
+
+void PeerMemory::explain_message_only(const MemoryInfo &info, const char *reason)
+{
+    log_.once(LogLevel::warning, reason,
+              "peer memory " + range_text(info) + " is reached by messages only: " + std::string{reason});
+}
+
+bool PeerMemory::place(MemoryInfo &info, const vfio_user::DmaMap &request, int fd)
+{
+    const auto access = info.flags;
+    info.flags |= control::kMemoryMessageOnly;
+    if (fd < 0) {
+        if ((access & control::kMemoryWrite) != 0 && info.size >= kNoteworthySize) {
+            explain_message_only(info,
+                                 "it came without a file descriptor (QEMU: give the driver VM "
+                                 "memory-backend-memfd,share=on)");
+        }
+        return true;
+    }
+    if (access == 0) {
+        return true;  // nothing may touch it
+    }
+    const auto checked = check_memory_fd(fd, request.offset, request.size, config_.trust_peer_memory);
+    if (checked.verdict != MemoryFd::mappable || info.address % kPage != 0) {
+        explain_message_only(info,
+                             describe(checked.verdict == MemoryFd::mappable ? MemoryFd::misaligned : checked.verdict));
+        return true;
+    }
+    const auto offset = window_.allocate(info.size, request.offset, checked.page_size);
+    if (!offset) {
+        if (!removing_.empty() && info.size <= config_.window_size) {
+            return false;
+        }
+        explain_message_only(info, "it does not fit into the window (window-size)");
+        return true;
+    }
+    if (const int rc = port_.window_map(*offset, info.size, protection(access), fd, request.offset); rc < 0) {
+        window_.release(*offset, info.size);
+        log_.once(LogLevel::warning, "window_map",
+                  "peer memory " + range_text(info) + " cannot be mapped: " + std::strerror(-rc));
+        return true;
+    }
+    info.flags = access;
+    info.window_offset = *offset;
+    return true;
+}
+
+void PeerMemory::announce(Nanoseconds now, std::uint32_t epoch, Range &range, Done done)
+{
+    const auto info = range.info;
+    const auto id = range.id;
+    range.add_request = guest_.request(
+        now, Type::memory_info, epoch, config_.access_timeout,
+        [this, info, id, done = std::move(done)](const GuestReply &reply) {
+            // VVFU-DEADLINE-1: past the deadline the range stays and the peer gets success.
+            const bool refused = !reply.expired && reply.status != Status::ok;
+            if (refused) {
+                log_.once(LogLevel::warning, "memory refused",
+                          "the device guest refused memory " + range_text(info) + ": " + reply.text);
+                refused_by_guest(info.address, id);
+            }
+            done(refused ? EIO : 0);
+            return reply.payload.empty();
+        },
+        [&](control::Buffer &out) { control::append(out, info); });
+}
+
+void PeerMemory::refused_by_guest(std::uint64_t address, std::uint64_t id)
+{
+    const auto it = ranges_.find(address);
+    if (it != ranges_.end() && it->second.id == id) {
+        const auto range = it->second;
+        ranges_.erase(it);
+        unmap_from_window(range);
+    }
+}
+
+void PeerMemory::unmap(Nanoseconds now, std::uint32_t epoch, std::uint64_t address, std::uint64_t size, Done done)
+{
+    const auto it = ranges_.find(address);
+    if (it == ranges_.end() || it->second.info.size != size) {
+        return done(ENOENT);
+    }
+    remove(now, epoch, it, std::move(done));
+}
+
+void PeerMemory::unmap_all(Nanoseconds now, std::uint32_t epoch, Done done)
+{
+    if (ranges_.empty()) {
+        return done(0);
+    }
+    const auto left = std::make_shared<std::size_t>(ranges_.size());
+    const auto one_done = [left, done = std::move(done)](int) {
+        if (--*left == 0) {
+            done(0);
+        }
+    };
+    while (!ranges_.empty()) {
+        remove(now, epoch, ranges_.begin(), one_done);
+    }
+}
+
+void PeerMemory::remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator it, Done done)
+{
+    const auto id = it->second.id;
+    auto info = it->second.info;
+    info.op = control::MemoryOp::del;
+    // Out of the table at once: the peer may map the same addresses again before this unmap is over.
+    removing_.emplace(id, std::move(it->second));
+    ranges_.erase(it);
+    const auto request = std::make_shared<std::uint64_t>(0);
+    //= virtio-vfio-user 6.5
+    //# The device MUST remove a range from the window before it answers the peer's DMA_UNMAP command, whether or not the
+    //# driver has answered MEMORY_INFO(DEL).
+    *request = guest_.request(
+        now, Type::memory_info, epoch, config_.unmap_timeout,
+        [this, id, request, done = std::move(done)](const GuestReply &reply) {
+            const auto removed = removing_.extract(id);
+            unmap_from_window(removed.mapped());
+            // A guest that has seen neither message yet need not see either.
+            if (guest_.cancel(removed.mapped().add_request)) {
+                guest_.cancel(*request);
+            }
+            done(0);
+            return reply.payload.empty();
+        },
+        [&](control::Buffer &out) { control::append(out, info); });
+}
+
+void PeerMemory::unmap_from_window(const Range &range) noexcept
+{
+    if (!range.in_window()) {
+        --message_ranges_;
+        return;
+    }
+    port_.window_unmap(range.info.window_offset, range.info.size);
+    window_.release(range.info.window_offset, range.info.size);
+    --mapped_ranges_;
+    mapped_bytes_ -= range.info.size;
+}
+
+Status PeerMemory::check(std::uint64_t address, std::uint64_t count, std::uint32_t flag) const
+{
+    const auto last = address + (count - 1);
+    if (last < address) {
+        return Status::fault;
+    }
+    bool allowed = true;
+    auto it = ranges_.upper_bound(address);
+    if (it == ranges_.begin()) {
+        return Status::fault;
+    }
+    --it;
+    for (auto position = address;; ++it) {
+        if (it == ranges_.end() || it->first > position || it->second.last() < position) {
+            return Status::fault;
+        }
+        allowed = allowed && (it->second.info.flags & flag) != 0;
+        if (it->second.last() >= last) {
+            return allowed ? Status::ok : Status::permission;
+        }
+        position = it->second.last() + 1;
+    }
+}
+
+void PeerMemory::release() noexcept
+{
+    for (const auto &[address, range] : ranges_) {
+        unmap_from_window(range);
+    }
+    for (const auto &[id, range] : removing_) {
+        unmap_from_window(range);
+    }
+    ranges_.clear();
+    removing_.clear();
+}
+
+}  // namespace vvfu::core

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// The peer's memory: DMA_MAP and DMA_UNMAP, the window, and what the guest is told about it
+// (docs/spec/virtio-vfio-user.md 6.5 and 10.4).
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+
+#include "guest_channel.hpp"
+#include "support.hpp"
+#include "vvfu/base/fd.hpp"
+#include "vvfu/protocol/vfio_user.hpp"
+#include "window_allocator.hpp"
+
+namespace vvfu::core {
+
+class PeerMemory {
+public:
+    /// Called once with 0 or a positive errno, when the peer may get its reply; not after release().
+    using Done = std::function<void(int error)>;
+
+    static constexpr std::uint64_t kMaxRangeSize = std::uint64_t{8} << 40;
+
+    PeerMemory(const CoreConfig &config, Port &port, GuestChannel &guest, Log &log);
+    PeerMemory(const PeerMemory &) = delete;
+    PeerMemory &operator=(const PeerMemory &) = delete;
+    ~PeerMemory();  ///< release()
+
+    enum class Map { taken, wait };
+    /// A checked DMA_MAP command (its structure, not its values). wait: the window has no room now but will have some
+    /// when an unmap in progress is over; nothing happened, call again after unmaps_in_progress() changed.
+    Map map(Nanoseconds now, std::uint32_t epoch, const vfio_user::DmaMap &request, std::span<Fd> fds, Done done);
+    /// Removes the range that was mapped exactly so.
+    void unmap(Nanoseconds now, std::uint32_t epoch, std::uint64_t address, std::uint64_t size, Done done);
+    void unmap_all(Nanoseconds now, std::uint32_t epoch, Done done);
+
+    /// Whether [address, address + count) lies in ranges of the session that all have `flag` (control::kMemoryRead or
+    /// kMemoryWrite): ok, fault or permission. count is not 0.
+    [[nodiscard]] control::Status check(std::uint64_t address, std::uint64_t count, std::uint32_t flag) const;
+
+    /// The session is over: empties the window at once.
+    void release() noexcept;
+
+    [[nodiscard]] std::size_t unmaps_in_progress() const noexcept { return removing_.size(); }
+    [[nodiscard]] std::uint64_t mapped_bytes() const noexcept { return mapped_bytes_; }
+    [[nodiscard]] std::uint32_t mapped_ranges() const noexcept { return mapped_ranges_; }
+    [[nodiscard]] std::uint32_t message_ranges() const noexcept { return message_ranges_; }
+
+private:
+    struct Range {
+        control::MemoryInfo info;       // as announced, op add
+        std::uint64_t id = 0;           // never reused
+        std::uint64_t add_request = 0;  // its MEMORY_INFO(ADD)
+        [[nodiscard]] bool in_window() const noexcept { return (info.flags & control::kMemoryMessageOnly) == 0; }
+        [[nodiscard]] std::uint64_t last() const noexcept { return info.address + (info.size - 1); }
+    };
+    using Ranges = std::map<std::uint64_t, Range>;  // by address
+
+    [[nodiscard]] int check_map(const vfio_user::DmaMap &request, std::size_t fds) const;
+    [[nodiscard]] bool overlaps(std::uint64_t address, std::uint64_t size) const;
+    /// Tries to show a range in the window: sets window_offset, or kMemoryMessageOnly. False: wait.
+    bool place(control::MemoryInfo &info, const vfio_user::DmaMap &request, int fd);
+    void explain_message_only(const control::MemoryInfo &info, const char *reason);
+    void announce(Nanoseconds now, std::uint32_t epoch, Range &range, Done done);
+    void refused_by_guest(std::uint64_t address, std::uint64_t id);
+    void remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator it, Done done);
+    void unmap_from_window(const Range &range) noexcept;
+
+    const CoreConfig &config_;
+    Port &port_;
+    GuestChannel &guest_;
+    Log &log_;
+    WindowAllocator window_;
+    Ranges ranges_;
+    // Withdrawn, still in the window until the guest answers or the deadline passes; by range ID.
+    std::map<std::uint64_t, Range> removing_;
+    std::uint64_t last_id_ = 0;
+    std::uint64_t mapped_bytes_ = 0;
+    std::uint32_t mapped_ranges_ = 0, message_ranges_ = 0;
+};
+
+}  // namespace vvfu::core

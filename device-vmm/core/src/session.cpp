@@ -1,0 +1,396 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "session.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <iterator>
+#include <memory>
+
+namespace vvfu::core {
+
+using control::DownReason;
+using control::Status;
+using control::Type;
+using vfio_user::Command;
+
+Session::Session(const SessionEnvironment &environment, const PeerCredentials &credentials)
+    : env_(environment),
+      credentials_(credentials),
+      memory_(env_.config, env_.port, env_.guest, env_.log),
+      dma_(env_.port, env_.counters, env_.log, env_.config.access_timeout)
+{
+}
+
+void Session::end(DownReason reason)
+{
+    if (!ended_) {
+        ended_ = reason;
+    }
+}
+
+void Session::release()
+{
+    memory_.release();
+    env_.irqs.release();
+    kept_.clear();
+}
+
+// ---- receiving ----
+
+void Session::feed(std::span<const std::byte> data, std::span<Fd> fds)
+{
+    std::deque<Message> messages;
+    framer_.feed(data, fds, messages);
+    env_.counters.requests += messages.size();
+    for (auto &message : messages) {
+        const bool is_reply = message.header.type() == vfio_user::kTypeReply && !message.out_of_step;
+        // Replies overtake commands that wait, so a DMA command of ours never waits for them.
+        if (is_reply && state_ == State::connected) {
+            take_reply(message);
+            continue;
+        }
+        kept_bytes_ += vfio_user::kHeaderSize + message.payload.size();
+        kept_fds_ += message.fds.size();
+        kept_.push_back(std::move(message));
+    }
+    if (dma_.exhausted()) {
+        end(DownReason::protocol_error);
+    }
+}
+
+void Session::take_reply(const Message &message)
+{
+    if (dma_.reply(message)) {
+        return;
+    }
+    const auto command = message.header.kind();
+    if (command == Command::dma_read || command == Command::dma_write) {
+        ++env_.counters.unknown_replies;
+        return env_.log.once(LogLevel::warning, "unknown peer reply",
+                             "reply of the peer to an unknown command ignored");
+    }
+    // libvfio-user's tests pin an error reply for a reply to nothing (test_unsolicited_reply).
+    refuse(message.header, EINVAL);
+}
+
+bool Session::wants_data() const
+{
+    // While our own DMA commands are outstanding their replies must come in, so reading goes on within a bound. When
+    // the bound is reached nothing is lost for good: what keeps commands from being dispatched are requests to the
+    // guest, which end by their deadlines, and data that the peer has to read first.
+    if (ended_ || !framer_.in_step()) {
+        return false;
+    }
+    if (kept_.empty()) {
+        return true;
+    }
+    return dma_.outstanding() && kept_bytes_ < kMaxKeptBytes && kept_fds_ < kMaxKeptFds;
+}
+
+bool Session::may_dispatch() const
+{
+    return state_ != State::negotiating && !ended_ && env_.guest.has_room() && read_bytes_ < kMaxReadBytes &&
+           env_.port.send_backlog() < kMaxSendBacklog;
+}
+
+void Session::pump(Nanoseconds now)
+{
+    while (!kept_.empty() && may_dispatch()) {
+        auto &message = kept_.front();
+        if (!dispatch(now, message)) {
+            return;
+        }
+        kept_bytes_ -= vfio_user::kHeaderSize + message.payload.size();
+        kept_fds_ -= message.fds.size();
+        kept_.pop_front();
+    }
+}
+
+bool Session::dispatch(Nanoseconds now, Message &message)
+{
+    const auto &header = message.header;
+    const auto fail = [&](int error, bool fatal) {
+        refuse(header, error);
+        if (fatal) {
+            end(DownReason::protocol_error);
+        }
+        return true;
+    };
+    if (message.out_of_step) {
+        return fail(EINVAL, true);
+    }
+    // As libvfio-user: whatever comes instead of VERSION ends the connection.
+    const bool first = state_ == State::awaiting_version;
+    if (header.type() != vfio_user::kTypeCommand || message.too_many_fds ||
+        (first && header.kind() != Command::version)) {
+        return fail(EINVAL, first);
+    }
+    if (first) {
+        const int error = version(now, message);
+        return error == 0 || fail(error, true);
+    }
+    Handler handler = nullptr;
+    switch (header.kind()) {
+        case Command::dma_map: handler = &Session::dma_map; break;
+        case Command::dma_unmap: handler = &Session::dma_unmap; break;
+        case Command::device_get_info: handler = &Session::get_info; break;
+        case Command::device_get_region_info: handler = &Session::get_region_info; break;
+        case Command::device_get_region_io_fds: handler = &Session::get_region_io_fds; break;
+        case Command::device_get_irq_info: handler = &Session::get_irq_info; break;
+        case Command::device_set_irqs: handler = &Session::set_irqs; break;
+        case Command::region_read: handler = &Session::region_read; break;
+        case Command::region_write: handler = &Session::region_write; break;
+        case Command::region_write_multi: handler = &Session::region_write_multi; break;
+        case Command::device_reset: handler = &Session::device_reset; break;
+        case Command::device_feature: handler = &Session::device_feature; break;
+        case Command::mig_data_read: handler = &Session::mig_data_read; break;
+        case Command::mig_data_write: handler = &Session::mig_data_write; break;
+        case Command::version:    // a second one
+        case Command::dma_read:   // server to client only
+        case Command::dma_write:  // likewise
+        default: return fail(EINVAL, false);
+    }
+    must_wait_ = false;
+    const int error = (this->*handler)(now, message);
+    if (error != 0) {
+        return fail(error, false);
+    }
+    return !must_wait_;
+}
+
+// ---- replying ----
+
+void Session::refuse(const Header &request, int error)
+{
+    ++env_.counters.protocol_errors;
+    env_.log.once(LogLevel::debug, "refused", "command of the peer refused");
+    //= virtio-vfio-user 11
+    //# The device MUST NOT reply to a command of the peer that has NO_REPLY set, not even with an error.
+    if (request.no_reply()) {
+        return;
+    }
+    vfio_user::encode_error(scratch_, request, error);
+    env_.port.send(scratch_, {});
+}
+
+void Session::send_reply(const Header &request)
+{
+    if (request.no_reply()) {
+        return;
+    }
+    vfio_user::begin_reply(scratch_, request);
+    env_.port.send(scratch_, {});
+}
+
+void Session::reply_in_order(Nanoseconds now, const Header &request, vfio_user::Buffer reply, bool with_region_fd)
+{
+    if (request.no_reply()) {
+        return;
+    }
+    vfio_user::finish(reply);
+    auto send = [this, reply = std::move(reply), with_region_fd] {
+        const auto *fd = &env_.config.region_memory_fd;
+        env_.port.send(reply, with_region_fd ? std::span{fd, 1} : std::span<const int>{});
+    };
+    if (!env_.guest.posted_incomplete()) {
+        return send();
+    }
+    //= virtio-vfio-user 11
+    //# The device MUST have a command with NO_REPLY complete, or its deadline passed, before it sends the reply to a later
+    //# command.
+    // An IRQ_INFO about no vector at all: its answer tells that the guest has come this far.
+    send_irq_info(now, {control::kIrqIntx, 0, 0, control::IrqAction::assign}, std::move(send));
+}
+
+// ---- VERSION ----
+
+int Session::version(Nanoseconds now, Message &message)
+{
+    const auto version = vfio_user::decode_version(message.payload);
+    if (!version || version->major != vfio_user::kVersionMajor || !message.fds.empty()) {
+        return EINVAL;
+    }
+    state_ = State::negotiating;
+    epoch_ = ++env_.epoch == 0 ? ++env_.epoch : env_.epoch;  // 0 means "no session"
+    dma_.set_max_transfer(version->capabilities.max_data_xfer_size.value_or(vfio_user::kMaxDataXferSize));
+    announce(now, *version);
+    const auto offered =
+        version->capabilities.write_multiple.value_or(false) ? control::kFeatureWriteMultiple : std::uint64_t{0};
+    negotiate(now, message.header, std::min(version->minor, vfio_user::kVersionMinor), offered & env_.device.features);
+    return 0;
+}
+
+void Session::announce(Nanoseconds now, const vfio_user::Version &version)
+{
+    control::Peer peer;
+    peer.op = control::PeerOp::up;
+    peer.major = version.major;
+    peer.minor = version.minor;
+    peer.max_msg_fds = static_cast<std::uint32_t>(version.capabilities.max_msg_fds.value_or(1));
+    peer.max_data_xfer_size = version.capabilities.max_data_xfer_size.value_or(vfio_user::kMaxDataXferSize);
+    peer.pid = credentials_.pid;
+    peer.uid = credentials_.uid;
+    peer.gid = credentials_.gid;
+    up_request_ = env_.guest.request(
+        now, Type::peer, epoch_, env_.config.access_timeout,
+        [this](const GuestReply &reply) {
+            if (!reply.expired && reply.status != Status::ok) {
+                env_.log.write(LogLevel::warning, "the device guest refused the peer: " + reply.text);
+                end(DownReason::guest_closed);
+            }
+            return reply.payload.empty();
+        },
+        [&](control::Buffer &out) { control::append(out, peer); });
+}
+
+void Session::negotiate(Nanoseconds now, const Header &request, std::uint16_t minor, std::uint64_t offered)
+{
+    env_.guest.request(
+        now, Type::feature_bits, epoch_, env_.config.access_timeout,
+        [this, request, minor, offered](const GuestReply &reply) {
+            std::uint64_t accepted = 0;
+            if (reply.ok()) {
+                const auto bits = control::decode_feature_bits(reply.payload);
+                if (!bits) {
+                    return false;
+                }
+                accepted = bits->features & offered;
+            }
+            write_multiple_ = (accepted & control::kFeatureWriteMultiple) != 0;
+            accept(request, minor);
+            return true;
+        },
+        [&](control::Buffer &out) { control::append(out, control::FeatureBits{offered}); });
+}
+
+void Session::accept(const Header &request, std::uint16_t minor)
+{
+    if (ended_) {
+        return;
+    }
+    vfio_user::Version version;
+    version.major = vfio_user::kVersionMajor;
+    version.minor = minor;
+    version.capabilities.max_msg_fds = vfio_user::kMaxMsgFds;
+    version.capabilities.max_data_xfer_size = vfio_user::kMaxDataXferSize;
+    version.capabilities.max_dma_maps = vfio_user::kMaxDmaMaps;
+    version.capabilities.pgsizes = vfio_user::kPageSize;
+    if (write_multiple_) {
+        version.capabilities.write_multiple = true;
+    }
+    state_ = State::connected;
+    if (!request.no_reply()) {
+        vfio_user::begin_reply(scratch_, request);
+        vfio_user::append_version(scratch_, version);
+        vfio_user::finish(scratch_);
+        env_.port.send(scratch_, {});
+    }
+    env_.log.write(LogLevel::info, "session " + std::to_string(epoch_) + " begins: peer pid " +
+                                       std::to_string(credentials_.pid) + " uid " + std::to_string(credentials_.uid));
+    env_.port.state_changed();
+}
+
+// ---- memory ----
+
+int Session::dma_map(Nanoseconds now, Message &message)
+{
+    const auto request = vfio_user::decode_argsz<vfio_user::DmaMap>(message.payload);
+    if (!request) {
+        return EINVAL;
+    }
+    auto done = [this, header = message.header](int error) {
+        if (error != 0) {
+            refuse(header, error);
+        } else {
+            send_reply(header);
+        }
+    };
+    const auto result = memory_.map(now, epoch_, *request, message.fds, std::move(done));
+    must_wait_ = result == PeerMemory::Map::wait;
+    return 0;
+}
+
+namespace {
+
+/// The checks that libvfio-user's tests pin for DMA_UNMAP.
+bool valid_unmap(const vfio_user::DmaUnmap &request)
+{
+    if (request.argsz > vfio_user::kMaxDataXferSize) {
+        return false;
+    }
+    switch (request.flags) {
+        case 0: return true;
+        case vfio_user::kUnmapAll: return request.address == 0 && request.size == 0;
+        default: return false;  // dirty pages are not tracked, so GET_DIRTY_BITMAP is invalid too
+    }
+}
+
+}  // namespace
+
+int Session::dma_unmap(Nanoseconds now, Message &message)
+{
+    const auto request = vfio_user::decode_argsz<vfio_user::DmaUnmap>(message.payload);
+    if (!request || !valid_unmap(*request)) {
+        return EINVAL;
+    }
+    auto done = [this, header = message.header, request = *request](int error) {
+        if (error != 0) {
+            return refuse(header, error);
+        }
+        if (!header.no_reply()) {
+            vfio_user::begin_reply(scratch_, header);
+            vfio_user::append(scratch_, request);
+            vfio_user::finish(scratch_);
+            env_.port.send(scratch_, {});
+        }
+    };
+    if (request->flags == vfio_user::kUnmapAll) {
+        memory_.unmap_all(now, epoch_, std::move(done));
+    } else {
+        memory_.unmap(now, epoch_, request->address, request->size, std::move(done));
+    }
+    return 0;
+}
+
+Status Session::dma_read(Nanoseconds now, const control::DmaAccess &access, PeerDma::Done done)
+{
+    const auto status = memory_.check(access.address, access.count, control::kMemoryRead);
+    if (status == Status::ok) {
+        dma_.read(now, access.address, access.count, std::move(done));
+    }
+    return status;
+}
+
+Status Session::dma_write(Nanoseconds now, const control::DmaData &request, PeerDma::Done done)
+{
+    const auto status = memory_.check(request.access.address, request.access.count, control::kMemoryWrite);
+    if (status == Status::ok) {
+        dma_.write(now, request.access.address, {request.data.begin(), request.data.end()}, std::move(done));
+    }
+    return status;
+}
+
+// ---- reset ----
+
+int Session::device_reset(Nanoseconds now, Message &message)
+{
+    if (!env_.device.resettable()) {
+        return ENOTSUP;
+    }
+    // Before the guest resets: what rings from then on belongs to the time after.
+    env_.irqs.clear_pending();
+    env_.guest.request(
+        now, Type::device_reset, epoch_, env_.config.access_timeout,
+        [this, header = message.header](const GuestReply &reply) {
+            if (!reply.expired && reply.status != Status::ok) {
+                refuse(header, EIO);
+            } else {
+                send_reply(header);
+            }
+            return reply.payload.empty();
+        },
+        [](control::Buffer &) {});
+    return 0;
+}
+
+}  // namespace vvfu::core

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// SET_IRQS (reference/vfio-user.md 1.5; the refusals are those of libvfio-user and of Linux's VFIO).
+#include <algorithm>
+#include <cerrno>
+
+#include "fd_checks.hpp"
+#include "session.hpp"
+
+namespace vvfu::core {
+
+using control::IrqAction;
+using control::IrqInfo;
+namespace vu = vfio_user;
+
+namespace {
+
+bool one_bit(std::uint32_t value)
+{
+    return value != 0 && (value & (value - 1)) == 0;
+}
+
+/// Calls act(start, count) for each run of vectors that a BOOL array selects, or once for all with NONE.
+template <typename Act>
+void for_each_run(const vu::IrqRequest &request, const Act &act)
+{
+    if (request.bools.empty()) {
+        return act(request.set.start, request.set.count);
+    }
+    const auto set = [&](std::uint32_t i) { return request.bools[i] != std::byte{0}; };
+    for (std::uint32_t i = 0; i < request.set.count; ++i) {
+        if (!set(i)) {
+            continue;
+        }
+        auto end = i + 1;
+        while (end < request.set.count && set(end)) {
+            ++end;
+        }
+        act(request.set.start + i, end - i);
+        i = end;
+    }
+}
+
+}  // namespace
+
+int Session::check_irqs(const vu::IrqRequest &request, const std::vector<Fd> &fds) const
+{
+    const auto &set = request.set;
+    const auto data = set.flags & vu::kIrqDataMask;
+    const auto action = set.flags & vu::kIrqActionTypeMask;
+    if (!one_bit(data) || !one_bit(action) || (set.flags & ~(vu::kIrqDataMask | vu::kIrqActionTypeMask)) != 0) {
+        return EINVAL;
+    }
+    if (set.index >= control::kIrqIndexCount) {
+        return EINVAL;
+    }
+    const auto vectors = env_.irqs.counts()[set.index];
+    if (set.start >= vectors || set.count > vectors - set.start) {
+        return EINVAL;
+    }
+    const bool err_or_req = set.index == control::kIrqErr || set.index == control::kIrqReq;
+    if (err_or_req && action != vu::kIrqActionTrigger) {
+        return EINVAL;
+    }
+    const bool disable = data == vu::kIrqDataNone && action == vu::kIrqActionTrigger;
+    if (set.count == 0 && (set.start != 0 || !disable)) {
+        return EINVAL;
+    }
+    if (!fds.empty() && (data != vu::kIrqDataEventfd || fds.size() != set.count)) {
+        return EINVAL;
+    }
+    if (data == vu::kIrqDataEventfd && action != vu::kIrqActionTrigger) {
+        // Only INTx has a resample eventfd; eventfds that mask exist nowhere.
+        if (action == vu::kIrqActionMask || set.index != control::kIrqIntx) {
+            return ENOTSUP;
+        }
+    }
+    //= virtio-vfio-user 11
+    //# The device MUST refuse SET_IRQS with a file descriptor that is not an eventfd.
+    const bool all_eventfds = std::all_of(fds.begin(), fds.end(), [](const Fd &fd) { return is_eventfd(fd.get()); });
+    return all_eventfds ? 0 : EINVAL;
+}
+
+void Session::mask_irqs(const vu::IrqRequest &request, std::vector<IrqInfo> &changes)
+{
+    const bool mask = (request.set.flags & vu::kIrqActionMask) != 0;
+    for_each_run(request, [&](std::uint32_t start, std::uint32_t count) {
+        if (mask) {
+            env_.irqs.mask(request.set.index, start, count);
+        } else {
+            env_.irqs.unmask(request.set.index, start, count);
+        }
+        changes.push_back({request.set.index, start, count, mask ? IrqAction::mask : IrqAction::unmask});
+    });
+}
+
+void Session::trigger_irqs(const vu::IrqRequest &request)
+{
+    for_each_run(request, [&](std::uint32_t start, std::uint32_t count) {
+        for (std::uint32_t i = 0; i < count; ++i) {
+            env_.irqs.trigger(request.set.index, start + i);
+        }
+    });
+}
+
+void Session::apply_irqs(const vu::IrqRequest &request, std::vector<Fd> &fds, std::vector<IrqInfo> &changes)
+{
+    const auto &set = request.set;
+    const bool trigger = (set.flags & vu::kIrqActionTrigger) != 0;
+    if ((set.flags & vu::kIrqDataEventfd) != 0) {
+        if (!trigger) {
+            env_.irqs.set_resample(fds.empty() ? Fd{} : std::move(fds[0]));
+        } else if (fds.empty()) {
+            env_.irqs.deassign(set.index, set.start, set.count);
+            changes.push_back({set.index, set.start, set.count, IrqAction::deassign});
+        } else {
+            env_.irqs.assign(set.index, set.start, fds);
+            changes.push_back({set.index, set.start, set.count, IrqAction::assign});
+        }
+    } else if (!trigger) {
+        mask_irqs(request, changes);
+    } else if (set.count == 0) {
+        env_.irqs.disable(set.index);
+        changes.push_back({set.index, 0, 0, IrqAction::disable});
+    } else {
+        trigger_irqs(request);
+    }
+}
+
+int Session::set_irqs(Nanoseconds now, Message &message)
+{
+    const auto request = vu::decode_set_irqs(message.payload);
+    if (!request) {
+        return EINVAL;
+    }
+    if (const int error = check_irqs(*request, message.fds)) {
+        return error;
+    }
+    std::vector<IrqInfo> changes;
+    apply_irqs(*request, message.fds, changes);
+    for (const auto &change : changes) {
+        send_irq_info(now, change);
+    }
+    vu::Buffer reply;
+    vu::begin_reply(reply, message.header);
+    reply_in_order(now, message.header, std::move(reply));
+    return 0;
+}
+
+void Session::send_irq_info(Nanoseconds now, const IrqInfo &info, std::function<void()> done)
+{
+    env_.guest.request(
+        now, control::Type::irq_info, epoch_, env_.config.access_timeout,
+        [done = std::move(done)](const GuestReply &reply) {
+            if (done) {
+                done();
+            }
+            return reply.payload.empty();
+        },
+        [&](control::Buffer &out) { control::append(out, info); });
+}
+
+void Session::intx_unmasked(Nanoseconds now)
+{
+    if (state_ == State::connected && env_.irqs.counts()[control::kIrqIntx] != 0) {
+        send_irq_info(now, {control::kIrqIntx, 0, 1, IrqAction::unmask});
+    }
+}
+
+}  // namespace vvfu::core
