@@ -62,8 +62,9 @@ void Core::Impl::drop_session()
 
 void Core::Impl::end_session(Nanoseconds now, control::DownReason reason)
 {
-    //= virtio-vfio-user 8
-    //# The device MUST remove all ranges from the window and the targets of all doorbells before it sends PEER(DOWN).
+    //= VVFU-SESSION-4
+    //# The device MUST remove all ranges from the window and the targets of all doorbells before it sends
+    //# PEER(DOWN).
     session_->release();
     session_->abort_dma();
     port_.close_peer();
@@ -152,7 +153,7 @@ int Core::Impl::peer_connected(const PeerCredentials &credentials)
     if (!device_) {
         return -ENODEV;
     }
-    //= virtio-vfio-user 8
+    //= VVFU-SESSION-2
     //# The device MUST serve at most one peer at a time.
     if (session_) {
         log_.once(LogLevel::warning, "second peer", "a second peer was refused: one is served already");
@@ -263,7 +264,8 @@ DeviceConfig Core::device_config() const
 
 std::uint64_t Core::device_features() const
 {
-    return 0;  // ACCESS_QUEUES is reserved (VVFU-FEAT-3)
+    //= VVFU-FEAT-3
+    return 0;
 }
 
 void Core::driver_ok(Nanoseconds now)

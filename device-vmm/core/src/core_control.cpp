@@ -11,7 +11,7 @@ namespace vvfu::core {
 using control::Status;
 using control::Type;
 
-/// Every reply part of the control queue holds at least a header and a text (VVFU-QUEUE-3).
+/// Every reply part of the control queue holds at least a header and a text (VVFU-QUEUE-2).
 constexpr std::size_t kMinReplyCapacity = control::kHeaderSize + control::kTextMax;
 /// Of a DMA_READ reply, without the data.
 constexpr std::uint64_t kDmaFixed = control::kHeaderSize + control::kDmaAccessSize;
@@ -47,7 +47,7 @@ void Core::Impl::control_request(Nanoseconds now, std::uint64_t token, control::
         case Type::irq_trigger: return irq_trigger(token, *header, payload);
         case Type::peer_close: return peer_close(now, token, *header, payload);
         default:
-            //= virtio-vfio-user 9.1
+            //= VVFU-MSG-6
             //# The responder MUST answer a request of a type that it does not implement with UNSUPPORTED.
             return answer(token, *header, Status::unsupported, "unknown message type");
     }
@@ -92,7 +92,7 @@ void Core::Impl::device_del(Nanoseconds now, std::uint64_t token, const control:
     if (!device_) {
         return answer(token, header, Status::not_found, "no device is registered");
     }
-    //= virtio-vfio-user 10.1
+    //= VVFU-DEVICE-3
     //# The device MUST end the session and stop accepting peers before it answers DEVICE_INFO(DEL).
     if (session_) {
         end_session(now, control::DownReason::device_deleted);
@@ -110,9 +110,9 @@ Status Core::Impl::check_session(const control::Header &header) const
     if (begun && header.epoch == session_->epoch()) {
         return Status::ok;
     }
-    //= virtio-vfio-user 8
-    //# The device MUST answer a DMA_READ, DMA_WRITE, IRQ_TRIGGER or PEER_CLOSE request that carries the epoch of an ended
-    //# session with STALE, without any other effect.
+    //= VVFU-SESSION-6
+    //# The device MUST answer a DMA_READ, DMA_WRITE, IRQ_TRIGGER or PEER_CLOSE request that carries the epoch of an
+    //# ended session with STALE, without any other effect.
     if (header.epoch != 0 && header.epoch <= epoch_) {
         return Status::stale;
     }
@@ -194,7 +194,7 @@ void Core::Impl::peer_close(Nanoseconds now, std::uint64_t token, const control:
         return answer(token, header, status);
     }
     log_.write(LogLevel::info, "the device guest closes the session: " + control::decode_text(payload));
-    //= virtio-vfio-user 10.11
+    //= VVFU-CLOSE-1
     //# The device MUST close the connection to the peer before it answers PEER_CLOSE with OK.
     end_session(now, control::DownReason::guest_closed);
     answer(token, header, Status::ok);

@@ -26,7 +26,7 @@ std::string region_name(std::uint32_t index)
     return "region " + std::to_string(index);
 }
 
-/// VVFU-DEVICE-8: page-aligned, not empty, inside the region, disjoint, inside region memory.
+/// VVFU-DEVICE-1: page-aligned, not empty, inside the region, disjoint, inside region memory.
 Problem check_areas(const control::RegionInfo &info, const std::vector<Area> &sorted, std::uint64_t region_memory_size)
 {
     const auto name = region_name(info.index);

@@ -14,7 +14,7 @@ enum class MemoryFd {
     mappable,
     no_file,     ///< not a regular file or memfd
     too_short,   ///< the file ends before offset + size
-    may_shrink,  ///< no F_SEAL_SHRINK: truncating it would kill the device VMM with SIGBUS (VVFU-WINDOW-8)
+    may_shrink,  ///< no F_SEAL_SHRINK: truncating it would kill the device VMM with SIGBUS (VVFU-WINDOW-7)
     misaligned,  ///< offset or size is no multiple of the file's page size
 };
 struct MemoryFdInfo {

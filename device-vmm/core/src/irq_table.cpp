@@ -37,7 +37,7 @@ void IrqTable::connect(unsigned doorbell, int fd)
         doorbells_[doorbell].fd = fd;
         pending = std::exchange(doorbells_[doorbell].pending, false);
     }
-    //= virtio-vfio-user 6.3
+    //= VVFU-DOORBELL-4
     //# The device MUST signal the target once and clear the pending state when a pending doorbell gets a target.
     if (pending) {
         port_.signal_eventfd(fd);

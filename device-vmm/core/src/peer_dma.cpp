@@ -65,7 +65,7 @@ std::uint16_t PeerDma::next_message_id()
 
 void PeerDma::issue_piece(const OperationPtr &operation)
 {
-    //= virtio-vfio-user 10.9
+    //= VVFU-DMA-2
     //# The device MUST NOT exceed the peer's `max_data_xfer_size` in one command to the peer.
     const auto count = std::min(max_transfer_, operation->count - operation->issued);
     const vfio_user::DmaAccess access{operation->address + operation->issued, count};
@@ -172,9 +172,7 @@ void PeerDma::tick(Nanoseconds now)
         if (operation->finished) {
             continue;
         }
-        //= virtio-vfio-user 9.4
-        //# The device MUST answer a DMA_READ or DMA_WRITE request with TIMEOUT when the peer has not answered before the
-        //# deadline.
+        //= VVFU-DEADLINE-1
         ++counters_.deadline_expiries;
         log_.once(LogLevel::warning, "dma deadline", "the peer did not answer a DMA command in time");
         finish(operation, Status::timeout);

@@ -156,7 +156,8 @@ void PeerMemory::announce(Nanoseconds now, std::uint32_t epoch, Range &range, Do
     range.add_request = guest_.request(
         now, Type::memory_info, epoch, config_.access_timeout,
         [this, info, id, done = std::move(done)](const GuestReply &reply) {
-            // VVFU-DEADLINE-1: past the deadline the range stays and the peer gets success.
+            //= VVFU-DEADLINE-1
+            // Past the deadline the range stays and the peer gets success.
             const bool refused = !reply.expired && reply.status != Status::ok;
             if (refused) {
                 log_.once(LogLevel::warning, "memory refused",
@@ -213,9 +214,9 @@ void PeerMemory::remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator i
     removing_.emplace(id, std::move(it->second));
     ranges_.erase(it);
     const auto request = std::make_shared<std::uint64_t>(0);
-    //= virtio-vfio-user 6.5
-    //# The device MUST remove a range from the window before it answers the peer's DMA_UNMAP command, whether or not the
-    //# driver has answered MEMORY_INFO(DEL).
+    //= VVFU-WINDOW-3
+    //# The device MUST remove a range from the window before it answers the peer's DMA_UNMAP command, whether or
+    //# not the driver has answered MEMORY_INFO(DEL).
     *request = guest_.request(
         now, Type::memory_info, epoch, config_.unmap_timeout,
         [this, id, request, done = std::move(done)](const GuestReply &reply) {

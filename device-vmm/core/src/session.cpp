@@ -164,7 +164,7 @@ void Session::refuse(const Header &request, int error)
 {
     ++env_.counters.protocol_errors;
     env_.log.once(LogLevel::debug, "refused", "command of the peer refused");
-    //= virtio-vfio-user 11
+    //= VVFU-OP-1
     //# The device MUST NOT reply to a command of the peer that has NO_REPLY set, not even with an error.
     if (request.no_reply()) {
         return;
@@ -195,9 +195,7 @@ void Session::reply_in_order(Nanoseconds now, const Header &request, vfio_user::
     if (!env_.guest.posted_incomplete()) {
         return send();
     }
-    //= virtio-vfio-user 11
-    //# The device MUST have a command with NO_REPLY complete, or its deadline passed, before it sends the reply to a later
-    //# command.
+    //= VVFU-OP-5
     // An IRQ_INFO about no vector at all: its answer tells that the guest has come this far.
     send_irq_info(now, {control::kIrqIntx, 0, 0, control::IrqAction::assign}, std::move(send));
 }

@@ -75,7 +75,7 @@ int Session::check_irqs(const vu::IrqRequest &request, const std::vector<Fd> &fd
             return ENOTSUP;
         }
     }
-    //= virtio-vfio-user 11
+    //= VVFU-OP-6
     //# The device MUST refuse SET_IRQS with a file descriptor that is not an eventfd.
     const bool all_eventfds = std::all_of(fds.begin(), fds.end(), [](const Fd &fd) { return is_eventfd(fd.get()); });
     return all_eventfds ? 0 : EINVAL;

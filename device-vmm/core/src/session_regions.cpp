@@ -123,8 +123,9 @@ void Session::forward_write(Nanoseconds now, const Header &request, const vu::Re
         const auto append = [&](control::Buffer &out) {
             control::append(out, piece, write.data.subspan(at, piece.count));
         };
-        //= virtio-vfio-user 10.5
-        //# The device MUST set POSTED on a REGION_WRITE or REGION_WRITE_MULTI for which the peer waits for no reply.
+        //= VVFU-ACCESS-4
+        //# The device MUST set POSTED on a REGION_WRITE or REGION_WRITE_MULTI for which the peer waits for no
+        //# reply.
         if (request.no_reply()) {
             return env_.guest.post(now, Type::region_write, epoch_, append);
         }

@@ -8,7 +8,7 @@
 namespace vvfu::core {
 
 /// Hands out ranges of the window. Offsets are congruent to the file offset modulo 1 GiB or 2 MiB where size and room
-/// allow, so that huge pages stay usable (VVFU-WINDOW-11). Sizes and offsets are multiples of 4096.
+/// allow, so that huge pages stay usable (VVFU-WINDOW-10). Sizes and offsets are multiples of 4096.
 class WindowAllocator {
 public:
     explicit WindowAllocator(std::uint64_t size);
