@@ -267,6 +267,7 @@ Result<void> Session::Impl::bring_up()
             return result;
         }
     }
+    //= VVFU-INIT-1
     if (auto result = transport_.driver_ok(); !result) {
         return result;
     }
@@ -635,6 +636,7 @@ bool Session::Impl::receive()
     return true;
 }
 
+//= VVFU-QUEUE-8
 void Session::Impl::drain_backlog()
 {
     while (!backlog_.empty() && !resetting_ && !broken_) {
@@ -859,6 +861,7 @@ Handled Session::Impl::region_read(const Header &header, Bytes payload)
     control::append(reply_, *access);
     const auto data = reply_.size();
     reply_.resize(data + access->count);
+    //= VVFU-ACCESS-2
     model_->region_read(access->region, access->offset, std::span{reply_}.subspan(data));
     send_reply();
     return {};
@@ -876,6 +879,7 @@ Handled Session::Impl::region_write(const Header &header, Bytes payload)
     model_->region_write(write->access.region, write->access.offset, write->data);
     if (!header.is_posted()) {
         begin_reply(header);
+        //= VVFU-ACCESS-2
         control::append(reply_, write->access);
         send_reply();
     }
@@ -982,6 +986,7 @@ void Session::Impl::reply(const Header &header, Status status, std::string_view 
     }
     begin_reply(header, status);
     if (status != Status::ok) {
+        //= VVFU-MSG-8
         control::append_text(reply_, text);
     }
     send_reply();

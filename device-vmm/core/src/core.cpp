@@ -38,6 +38,7 @@ void Core::Impl::settle(Nanoseconds now)
             end_session(now, *session_->ended());
             continue;
         }
+        //= VVFU-SESSION-5
         if (down_pending_) {
             return;
         }
@@ -48,6 +49,7 @@ void Core::Impl::settle(Nanoseconds now)
     }
 }
 
+//= VVFU-ERROR-5
 /// Ends the session without a word to the guest, which reset the device or broke it.
 void Core::Impl::drop_session()
 {
@@ -71,6 +73,7 @@ void Core::Impl::end_session(Nanoseconds now, control::DownReason reason)
     const auto ended = std::exchange(session_, nullptr);
     const bool begun = ended->epoch() != 0;
     // A session that the guest has not heard of needs no end: neither UP nor DOWN is sent then.
+    //= VVFU-SESSION-3
     const bool announced = begun && !guest_.cancel(ended->up_request());
     const bool down_was_pending = down_pending_;
     if (!down_was_pending) {
@@ -110,6 +113,7 @@ void Core::Impl::withdraw()
     }
 }
 
+//= VVFU-ERROR-5
 void Core::Impl::break_device(std::string_view reason)
 {
     const std::string text{reason};  // may live in what is dropped here
@@ -136,10 +140,12 @@ void Core::Impl::driver_ok()
     port_.state_changed();
 }
 
+//= VVFU-ERROR-6
 void Core::Impl::driver_reset()
 {
     drop_session();
     withdraw();
+    //= VVFU-INIT-3
     guest_.reset();
     log_.forget();
     driver_ok_ = false;
@@ -151,6 +157,7 @@ void Core::Impl::driver_reset()
 int Core::Impl::peer_connected(const PeerCredentials &credentials)
 {
     if (!device_) {
+        //= VVFU-INIT-2
         return -ENODEV;
     }
     //= VVFU-SESSION-2
@@ -251,6 +258,7 @@ Expected<std::unique_ptr<Core>, std::string> Core::create(const CoreConfig &conf
     return std::unique_ptr<Core>{new Core{std::make_unique<Impl>(config, port)}};
 }
 
+//= VVFU-CONF-1
 DeviceConfig Core::device_config() const
 {
     DeviceConfig out;
@@ -350,6 +358,7 @@ bool Core::doorbell_pending(unsigned index) const noexcept
 void Core::notification_fired(Nanoseconds now, unsigned index)
 {
     impl_->enter(now, [&] {
+        //= VVFU-NOTIFY-3
         if (index == kNotificationIntxUnmask && impl_->session_) {
             impl_->session_->intx_unmasked(now);
         }

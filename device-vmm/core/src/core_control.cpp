@@ -16,9 +16,12 @@ constexpr std::size_t kMinReplyCapacity = control::kHeaderSize + control::kTextM
 /// Of a DMA_READ reply, without the data.
 constexpr std::uint64_t kDmaFixed = control::kHeaderSize + control::kDmaAccessSize;
 
+//= VVFU-QUEUE-3
 void Core::Impl::answer(std::uint64_t token, const control::Header &request, Status status, std::string_view text)
 {
     control::Buffer out;
+    //= VVFU-MSG-3
+    //= VVFU-MSG-8
     control::begin(out, {request.type, control::kFlagReply, 0, request.request_id, request.epoch, status});
     if (status != Status::ok) {
         control::append_text(out, text);
@@ -29,6 +32,7 @@ void Core::Impl::answer(std::uint64_t token, const control::Header &request, Sta
 
 void Core::Impl::control_request(Nanoseconds now, std::uint64_t token, control::Bytes message, std::size_t capacity)
 {
+    //= VVFU-ERROR-1
     const auto header = control::decode_header(message);
     if (!header) {
         return guest_.fail("control queue: " + std::string{control::describe(header.error())});
@@ -36,6 +40,7 @@ void Core::Impl::control_request(Nanoseconds now, std::uint64_t token, control::
     if (header->flags != 0) {
         return guest_.fail("control queue: a message that is not a request");
     }
+    //= VVFU-ERROR-4
     if (capacity < kMinReplyCapacity) {
         return guest_.fail("control queue: the reply part has less than 288 bytes");
     }
@@ -71,9 +76,11 @@ void Core::Impl::device_info(Nanoseconds now, std::uint64_t token, const control
 
 void Core::Impl::device_add(std::uint64_t token, const control::Header &header, const control::DeviceInfo &info)
 {
+    //= VVFU-DEVICE-2
     if (device_) {
         return answer(token, header, Status::busy, "a device is registered already");
     }
+    //= VVFU-DEVICE-1
     auto device = make_device(info, config_);
     if (!device) {
         return answer(token, header, device.error().status, device.error().reason);
@@ -123,9 +130,11 @@ void Core::Impl::dma_read(Nanoseconds now, std::uint64_t token, const control::H
                           std::size_t capacity)
 {
     const auto access = control::decode_dma_access(payload);
+    //= VVFU-DMA-4
     if (!access || access->count == 0 || access->count > kMaxMessageSize - kDmaFixed) {
         return answer(token, header, Status::invalid, "DMA_READ of no bytes or of too many");
     }
+    //= VVFU-ERROR-4
     if (capacity < kDmaFixed + access->count) {
         return guest_.fail("control queue: the reply part is too small for the DMA_READ");
     }
@@ -151,6 +160,7 @@ void Core::Impl::dma_read(Nanoseconds now, std::uint64_t token, const control::H
 void Core::Impl::dma_write(Nanoseconds now, std::uint64_t token, const control::Header &header, control::Bytes payload)
 {
     const auto request = control::decode_dma_data(payload);
+    //= VVFU-DMA-4
     if (!request || request->access.count == 0) {
         return answer(token, header, Status::invalid, "DMA_WRITE of no bytes, or not of as many as it says");
     }
@@ -181,6 +191,7 @@ void Core::Impl::irq_trigger(std::uint64_t token, const control::Header &header,
     if (const auto status = check_session(header); status != Status::ok) {
         return answer(token, header, status);
     }
+    //= VVFU-TRIGGER-1
     const auto result = irqs_.trigger(trigger->index, trigger->vector);
     answer(token, header, result == IrqTable::Trigger::done ? Status::ok : Status::not_found, "no such vector");
 }

@@ -26,7 +26,7 @@ std::string region_name(std::uint32_t index)
     return "region " + std::to_string(index);
 }
 
-/// VVFU-DEVICE-1: page-aligned, not empty, inside the region, disjoint, inside region memory.
+/// Page-aligned, not empty, inside the region, disjoint, inside region memory.
 Problem check_areas(const control::RegionInfo &info, const std::vector<Area> &sorted, std::uint64_t region_memory_size)
 {
     const auto name = region_name(info.index);
@@ -140,6 +140,7 @@ Problem check_flags(const control::DeviceInfo &info)
 
 }  // namespace
 
+//= VVFU-DEVICE-1
 Expected<Device, Refusal> make_device(const control::DeviceInfo &info, const CoreConfig &config)
 {
     Device device;

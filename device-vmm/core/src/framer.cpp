@@ -73,6 +73,7 @@ void Framer::attach(Message &message, std::span<Fd> fds)
 {
     for (auto &fd : fds) {
         if (message.fds.size() == vfio_user::kMaxMsgFds) {
+            //= VVFU-OP-2
             message.too_many_fds = true;  // the rest is closed
             return;
         }

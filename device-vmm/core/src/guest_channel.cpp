@@ -22,6 +22,7 @@ bool GuestChannel::deliver(control::Bytes message)
     switch (const int rc = port_.push_request(kRequestQueue, message); rc) {
         case 0: return true;
         case -EAGAIN: return false;
+        //= VVFU-ERROR-4
         case -EMSGSIZE: fail("a request buffer of the driver is smaller than request_buffer_size"); return true;
         default: fail("the request queue failed: errno " + std::to_string(-rc)); return true;
     }
@@ -82,6 +83,7 @@ void GuestChannel::reply(Nanoseconds now, unsigned queue, control::Bytes message
     if (failure_) {
         return;
     }
+    //= VVFU-ERROR-1
     const auto header = control::decode_header(message);
     if (!header) {
         return fail("reply queue: " + std::string{control::describe(header.error())});
@@ -90,9 +92,11 @@ void GuestChannel::reply(Nanoseconds now, unsigned queue, control::Bytes message
         return fail("reply queue: a message that is not a reply");
     }
     auto [match, entry] = table_.take(header->request_id, header->type);
+    //= VVFU-ERROR-2
     if (match == decltype(match)::type_mismatch) {
         return fail("reply of type " + std::string{control::name(header->type)} + " to a request of another type");
     }
+    //= VVFU-MSG-7
     if (match == decltype(match)::unknown) {
         ++counters_.unknown_replies;
         return log_.once(LogLevel::warning, "unknown reply",
@@ -109,6 +113,7 @@ void GuestChannel::reply(Nanoseconds now, unsigned queue, control::Bytes message
     } else {
         reply.text = control::decode_text(payload);
     }
+    //= VVFU-ERROR-3
     if (!entry->context(reply)) {
         fail("bad payload in the reply to " + std::string{control::name(header->type)});
     }
@@ -128,6 +133,7 @@ void GuestChannel::age(Nanoseconds now)
 
 void GuestChannel::tick(Nanoseconds now)
 {
+    //= VVFU-DEADLINE-1
     while (auto entry = table_.take_expired(now)) {
         // Nobody waits for the answer to an expired read; expired writes still take effect, in order.
         if (auto *queued = find_queued(entry->id); queued != nullptr && queued->type == Type::region_read) {
@@ -153,6 +159,7 @@ Nanoseconds GuestChannel::next_deadline() const
     return deadline;
 }
 
+//= VVFU-QUEUE-11
 bool GuestChannel::has_room() const noexcept
 {
     return fresh_count_ < kSoftMessages && fresh_bytes_ < kSoftBytes && table_.size() < kSoftOutstanding;

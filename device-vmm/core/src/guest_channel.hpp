@@ -60,6 +60,8 @@ public:
     template <typename Append>
     void post(Nanoseconds now, control::Type type, std::uint32_t epoch, const Append &append)
     {
+        //= VVFU-ACCESS-4
+        //= VVFU-MSG-4
         last_posted_ = table_.next_id();
         send(now, {type, control::kFlagPosted, 0, last_posted_, epoch, control::Status::ok}, append);
     }

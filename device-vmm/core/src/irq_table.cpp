@@ -46,6 +46,7 @@ void IrqTable::connect(unsigned doorbell, int fd)
 
 void IrqTable::disconnect(unsigned doorbell)
 {
+    //= VVFU-DOORBELL-8
     port_.doorbell_set(doorbell, -1);
     const std::lock_guard lock{mutex_};
     doorbells_[doorbell].fd = -1;
@@ -137,6 +138,7 @@ IrqTable::Trigger IrqTable::trigger(std::uint32_t index, std::uint32_t vector)
     return Trigger::done;
 }
 
+//= VVFU-DOORBELL-5
 void IrqTable::clear_pending(std::uint32_t index)
 {
     const std::lock_guard lock{mutex_};
@@ -171,8 +173,10 @@ void IrqTable::doorbell_written(unsigned doorbell) noexcept
     const std::lock_guard lock{mutex_};
     // Connected in the meantime: the port saw the doorbell disconnected just before.
     if (doorbells_[doorbell].fd >= 0) {
+        //= VVFU-DOORBELL-1
         port_.signal_eventfd(doorbells_[doorbell].fd);
     } else {
+        //= VVFU-DOORBELL-2
         doorbells_[doorbell].pending = true;
     }
 }
@@ -183,6 +187,7 @@ bool IrqTable::doorbell_pending(unsigned doorbell) const noexcept
         return false;
     }
     const std::lock_guard lock{mutex_};
+    //= VVFU-DOORBELL-3
     return doorbells_[doorbell].pending;
 }
 

@@ -99,6 +99,7 @@ PeerMemory::Map PeerMemory::map(Nanoseconds now, std::uint32_t epoch, const vfio
     } else {
         ++message_ranges_;
     }
+    //= VVFU-WINDOW-1
     announce(now, epoch, range, std::move(done));
     return Map::taken;
 }
@@ -124,6 +125,8 @@ bool PeerMemory::place(MemoryInfo &info, const vfio_user::DmaMap &request, int f
     if (access == 0) {
         return true;  // nothing may touch it
     }
+    //= VVFU-WINDOW-6
+    //= VVFU-WINDOW-7
     const auto checked = check_memory_fd(fd, request.offset, request.size, config_.trust_peer_memory);
     if (checked.verdict != MemoryFd::mappable || info.address % kPage != 0) {
         explain_message_only(info,
@@ -131,6 +134,7 @@ bool PeerMemory::place(MemoryInfo &info, const vfio_user::DmaMap &request, int f
         return true;
     }
     const auto offset = window_.allocate(info.size, request.offset, checked.page_size);
+    //= VVFU-WINDOW-6
     if (!offset) {
         if (!removing_.empty() && info.size <= config_.window_size) {
             return false;
@@ -138,6 +142,7 @@ bool PeerMemory::place(MemoryInfo &info, const vfio_user::DmaMap &request, int f
         explain_message_only(info, "it does not fit into the window (window-size)");
         return true;
     }
+    //= VVFU-WINDOW-2
     if (const int rc = port_.window_map(*offset, info.size, protection(access), fd, request.offset); rc < 0) {
         window_.release(*offset, info.size);
         log_.once(LogLevel::warning, "window_map",
@@ -221,6 +226,7 @@ void PeerMemory::remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator i
         now, Type::memory_info, epoch, config_.unmap_timeout,
         [this, id, request, done = std::move(done)](const GuestReply &reply) {
             const auto removed = removing_.extract(id);
+            //= VVFU-WINDOW-3
             unmap_from_window(removed.mapped());
             // A guest that has seen neither message yet need not see either.
             if (guest_.cancel(removed.mapped().add_request)) {
@@ -244,6 +250,7 @@ void PeerMemory::unmap_from_window(const Range &range) noexcept
     mapped_bytes_ -= range.info.size;
 }
 
+//= VVFU-DMA-1
 Status PeerMemory::check(std::uint64_t address, std::uint64_t count, std::uint32_t flag) const
 {
     const auto last = address + (count - 1);

@@ -44,6 +44,7 @@ void Session::feed(std::span<const std::byte> data, std::span<Fd> fds)
     env_.counters.requests += messages.size();
     for (auto &message : messages) {
         const bool is_reply = message.header.type() == vfio_user::kTypeReply && !message.out_of_step;
+        //= VVFU-DMA-3
         // Replies overtake commands that wait, so a DMA command of ours never waits for them.
         if (is_reply && state_ == State::connected) {
             take_reply(message);
@@ -87,6 +88,7 @@ bool Session::wants_data() const
     return dma_.outstanding() && kept_bytes_ < kMaxKeptBytes && kept_fds_ < kMaxKeptFds;
 }
 
+//= VVFU-QUEUE-11
 bool Session::may_dispatch() const
 {
     return state_ != State::negotiating && !ended_ && env_.guest.has_room() && read_bytes_ < kMaxReadBytes &&
@@ -145,6 +147,7 @@ bool Session::dispatch(Nanoseconds now, Message &message)
         case Command::device_feature: handler = &Session::device_feature; break;
         case Command::mig_data_read: handler = &Session::mig_data_read; break;
         case Command::mig_data_write: handler = &Session::mig_data_write; break;
+        //= VVFU-OP-3
         case Command::version:    // a second one
         case Command::dma_read:   // server to client only
         case Command::dma_write:  // likewise
@@ -209,10 +212,13 @@ int Session::version(Nanoseconds now, Message &message)
         return EINVAL;
     }
     state_ = State::negotiating;
+    //= VVFU-SESSION-1
     epoch_ = ++env_.epoch == 0 ? ++env_.epoch : env_.epoch;  // 0 means "no session"
     dma_.set_max_transfer(version->capabilities.max_data_xfer_size.value_or(vfio_user::kMaxDataXferSize));
+    //= VVFU-SESSION-3
     announce(now, *version);
     const auto offered =
+        //= VVFU-FEATURES-1
         version->capabilities.write_multiple.value_or(false) ? control::kFeatureWriteMultiple : std::uint64_t{0};
     negotiate(now, message.header, std::min(version->minor, vfio_user::kVersionMinor), offered & env_.device.features);
     return 0;
@@ -273,6 +279,7 @@ void Session::accept(const Header &request, std::uint16_t minor)
     version.capabilities.max_data_xfer_size = vfio_user::kMaxDataXferSize;
     version.capabilities.max_dma_maps = vfio_user::kMaxDmaMaps;
     version.capabilities.pgsizes = vfio_user::kPageSize;
+    //= VVFU-FEATURES-3
     if (write_multiple_) {
         version.capabilities.write_multiple = true;
     }
@@ -352,6 +359,7 @@ int Session::dma_unmap(Nanoseconds now, Message &message)
 
 Status Session::dma_read(Nanoseconds now, const control::DmaAccess &access, PeerDma::Done done)
 {
+    //= VVFU-DMA-1
     const auto status = memory_.check(access.address, access.count, control::kMemoryRead);
     if (status == Status::ok) {
         dma_.read(now, access.address, access.count, std::move(done));
@@ -370,12 +378,14 @@ Status Session::dma_write(Nanoseconds now, const control::DmaData &request, Peer
 
 // ---- reset ----
 
+//= VVFU-OP-4
 int Session::device_reset(Nanoseconds now, Message &message)
 {
     if (!env_.device.resettable()) {
         return ENOTSUP;
     }
     // Before the guest resets: what rings from then on belongs to the time after.
+    //= VVFU-DOORBELL-5
     env_.irqs.clear_pending();
     env_.guest.request(
         now, Type::device_reset, epoch_, env_.config.access_timeout,

@@ -82,6 +82,7 @@ int Session::get_region_info(Nanoseconds now, Message &message)
     vfio_user::begin_reply(reply, message.header);
     vfio_user::append_bytes(reply, payload);
     // One fd for all areas: stock clients refuse more (reference: exactly one with the MMAP flag).
+    //= VVFU-REGION-1
     reply_in_order(now, message.header, std::move(reply), complete && !region.areas.empty());
     return 0;
 }

@@ -138,6 +138,7 @@ int Session::set_irqs(Nanoseconds now, Message &message)
     }
     std::vector<IrqInfo> changes;
     apply_irqs(*request, message.fds, changes);
+    //= VVFU-IRQ-1
     for (const auto &change : changes) {
         send_irq_info(now, change);
     }

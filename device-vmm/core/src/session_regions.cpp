@@ -15,6 +15,7 @@ namespace vu = vfio_user;
 
 namespace {
 
+//= VVFU-QUEUE-6
 /// Data of one request to the guest: a page, so that it fits a request buffer and pieces stay aligned.
 constexpr std::uint32_t kPieceSize = 4096;
 static_assert(control::kHeaderSize + control::kRegionAccessSize + kPieceSize <= kRequestBufferSize);
@@ -39,6 +40,7 @@ void for_each_piece(const vu::RegionAccess &access, const Act &act)
 int Session::check_access(const vu::RegionAccess &access) const
 {
     const bool valid =
+        //= VVFU-ACCESS-1
         access.count <= vu::kMaxDataXferSize && env_.device.contains(access.region, access.offset, access.count);
     return valid ? 0 : EINVAL;
 }
@@ -57,6 +59,7 @@ int Session::region_read(Nanoseconds now, Message &message)
 
 void Session::forward_read(Nanoseconds now, const Header &request, const vu::RegionAccess &access)
 {
+    //= VVFU-ACCESS-3
     // The reply as it is if nothing better comes: all-ones, like a read that no device claims. cloud-hypervisor hangs
     // on a reply without data, so a valid access never gets an error.
     struct Pending {
@@ -94,6 +97,7 @@ void Session::forward_read(Nanoseconds now, const Header &request, const vu::Reg
             }
             return true;
         };
+        //= VVFU-QUEUE-7
         env_.guest.request(now, Type::region_read, epoch_, env_.config.access_timeout, std::move(on_reply),
                            [&](control::Buffer &out) { control::append(out, piece); });
     });

@@ -22,6 +22,7 @@ WindowAllocator::WindowAllocator(std::uint64_t size) : holes_{{0, size}}, free_b
 std::optional<std::uint64_t> WindowAllocator::allocate(std::uint64_t size, std::uint64_t file_offset,
                                                        std::uint64_t alignment)
 {
+    //= VVFU-WINDOW-10
     for (const auto huge : {kHuge1G, kHuge2M}) {
         if (size < huge || huge <= alignment) {
             continue;
@@ -48,6 +49,7 @@ std::optional<std::uint64_t> WindowAllocator::allocate_congruent(std::uint64_t s
     if (best == holes_.end()) {
         return std::nullopt;
     }
+    //= VVFU-WINDOW-8
     const auto [hole, hole_size] = *best;
     const auto offset = align_like(hole, file_offset, alignment);
     const auto before = offset - hole;
