@@ -257,6 +257,7 @@ void vvfu_core_state(const VvfuCore *core, VvfuCoreState *out)
     out->unknown_replies = state.unknown_replies;
 }
 
+//= VVFU-PCI-2
 size_t vvfu_core_doorbell_cap(uint8_t out[24], uint8_t bar, uint32_t offset, uint32_t doorbells)
 {
     return put_cap(out, {vvfu::kCapDoorbell, bar, 0, offset, std::uint64_t{doorbells} * vvfu::kDoorbellMultiplier,
