@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// vvfu-loopback: a vfio-user server for stock clients, with core, control queues and device model in one process.
+#include <spdlog/spdlog.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <boost/uuid/string_generator.hpp>
+#include <boost/uuid/uuid.hpp>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "device_models.hpp"
+#include "program.hpp"
+#include "vvfu/guest/reactor.hpp"
+#include "vvfu/guest/session.hpp"
+#include "vvfu/guest/thread_pool.hpp"
+#include "vvfu/loopback/loopback_port.hpp"
+
+namespace vvfu::loopback {
+namespace {
+
+constexpr const char *kProgram = "vvfu-loopback";
+
+struct Options {
+    std::string socket_path;
+    int fd = -1;
+    std::string uuid;
+    std::uint64_t window_size = std::uint64_t{256} << 30;
+    std::uint64_t region_memory_size = 0;
+    std::uint32_t doorbells = 64;
+    std::uint32_t unmap_timeout_ms = 1000, access_timeout_ms = 2000;
+    std::uint32_t poll_us = 0;
+    bool trust_peer_memory = false;
+};
+
+std::string check_uuid(const std::string &text)
+{
+    try {
+        static_cast<void>(boost::uuids::string_generator{}(text));
+        return {};
+    } catch (const std::exception &) {
+        return "'" + text + "' is not a UUID";
+    }
+}
+
+Uuid parse_uuid(const std::string &text)
+{
+    Uuid uuid{};
+    if (!text.empty()) {
+        const auto parsed = boost::uuids::string_generator{}(text);
+        std::copy(parsed.begin(), parsed.end(), uuid.begin());
+    }
+    return uuid;
+}
+
+void add_options(CLI::App &app, Options &options)
+{
+    const CLI::AsSizeValue size{false};
+    const CLI::Range timeout{1, 4000};
+    auto *where = app.add_option_group("socket", "Where peers connect; one of:");
+    where->add_option("--socket-path", options.socket_path, "UNIX socket to create")->type_name("PATH");
+    where->add_option("--fd", options.fd, "Listening UNIX socket that was passed to this process")
+        ->type_name("FD")
+        ->check(CLI::NonNegativeNumber);
+    where->require_option(1);
+    app.add_option("--uuid", options.uuid, "Identity of the virtio-vfio-user device")
+        ->type_name("UUID")
+        ->check(CLI::Validator{[](std::string &text) { return check_uuid(text); }, ""});
+    app.add_option("--window-size", options.window_size, "Peer memory that can be mapped at a time (default: 256G)")
+        ->type_name("SIZE")
+        ->transform(size);
+    app.add_option("--region-memory-size", options.region_memory_size,
+                   "Memory for device areas that the peer may map (default: what the model needs)")
+        ->type_name("SIZE")
+        ->transform(size);
+    app.add_option("--doorbells", options.doorbells, "Interrupt vectors that the device can have (default: 64)")
+        ->type_name("N")
+        ->check(CLI::Range(1u, kMaxDoorbells));
+    app.add_option("--unmap-timeout", options.unmap_timeout_ms,
+                   "Longest wait for the model to let go of memory that the peer unmaps (default: 1000)")
+        ->type_name("MS")
+        ->check(timeout);
+    app.add_option("--access-timeout", options.access_timeout_ms,
+                   "Longest wait for the model to answer a request (default: 2000)")
+        ->type_name("MS")
+        ->check(timeout);
+    app.add_option("--poll", options.poll_us,
+                   "Look for the next request that long before sleeping; costs processor time (default: 0)")
+        ->type_name("US")
+        ->check(CLI::Range(0, 1000000));
+    app.add_flag("--trust-peer-memory", options.trust_peer_memory,
+                 "Map memory files that the peer could truncate (a truncated file kills this process)");
+}
+
+core::CoreConfig core_config(const Options &options, std::uint64_t model_region_memory)
+{
+    core::CoreConfig config;
+    config.uuid = parse_uuid(options.uuid);
+    config.window_size = options.window_size;
+    config.region_memory_size = std::max(options.region_memory_size, model_region_memory);
+    config.doorbells = options.doorbells;
+    config.trust_peer_memory = options.trust_peer_memory;
+    config.unmap_timeout = std::chrono::milliseconds{options.unmap_timeout_ms};
+    config.access_timeout = std::chrono::milliseconds{options.access_timeout_ms};
+    return config;
+}
+
+int fail(const std::string &message)
+{
+    std::cerr << kProgram << ": " << message << '\n';
+    return cli::kExitRuntime;
+}
+
+/// SIGINT and SIGTERM as a file descriptor, for this thread and those that it starts.
+Fd termination_signals()
+{
+    sigset_t signals;
+    ::sigemptyset(&signals);
+    ::sigaddset(&signals, SIGINT);
+    ::sigaddset(&signals, SIGTERM);
+    ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+    ::signal(SIGPIPE, SIG_IGN);
+    return Fd{::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK)};
+}
+
+int serve(guest::Reactor &reactor, guest::Session &session, guest::DeviceModel &model, const Options &options)
+{
+    int status = cli::kExitOk;
+    const auto signals = termination_signals();
+    const auto stop = [&] {
+        reactor.unwatch(signals.get());
+        session.stop([&reactor] { reactor.stop(); });
+    };
+    if (auto watched = reactor.watch(signals.get(), EPOLLIN, [&](std::uint32_t) { stop(); }); !watched) {
+        return fail(watched.error().message);
+    }
+    const auto failed = [&](const guest::Error &error) {
+        status = fail(error.message);
+        reactor.stop();
+    };
+    session.start(
+        model,
+        [&](const guest::Result<void> &registered) {
+            if (!registered) {
+                failed(registered.error());
+                return;
+            }
+            spdlog::info("serving on {}",
+                         options.socket_path.empty() ? "fd " + std::to_string(options.fd) : options.socket_path);
+        },
+        failed);
+    reactor.run();
+    return status;
+}
+
+int run(const Options &options, const cli::DeviceModels &models)
+{
+    termination_signals();  // blocked before the first thread starts
+    auto reactor = guest::Reactor::create();
+    if (!reactor) {
+        return fail(reactor.error().message);
+    }
+    auto port =
+        LoopbackPort::create({options.socket_path, Fd{options.fd}, core_config(options, models.region_memory_size())});
+    if (!port) {
+        return fail(port.error().message);
+    }
+    guest::ThreadPool workers{**reactor};
+    guest::Session session{
+        (*port)->transport(), **reactor, workers, {.poll = std::chrono::microseconds{options.poll_us}}};
+    auto model = models.create(session.services());
+    if (!model) {
+        return fail(model.error().message);
+    }
+    return serve(**reactor, session, **model, options);
+}
+
+int main_checked(int argc, char **argv)
+{
+    const cli::ProgramInfo info{kProgram, "vfio-user", {}};
+    CLI::App app{"vfio-user server with an emulated PCI device, for unmodified vfio-user clients", kProgram};
+    Options options;
+    guest::LogOptions log;
+    add_options(app, options);
+    cli::add_common_options(app, info, log);
+    cli::DeviceModels models{app};
+    app.require_subcommand(1);
+    if (const auto status = cli::parse_command_line(app, info, log, argc, argv)) {
+        return *status;
+    }
+    return run(options, models);
+}
+
+}  // namespace
+}  // namespace vvfu::loopback
+
+int main(int argc, char **argv)
+{
+    try {
+        return vvfu::loopback::main_checked(argc, argv);
+    } catch (const std::exception &error) {
+        return vvfu::loopback::fail(error.what());
+    }
+}
