@@ -161,17 +161,18 @@ std::uint64_t Process::rss_anon_bytes() const
     return status_kib("RssAnon:") * 1024;
 }
 
-std::chrono::microseconds Process::cpu_time() const
+std::chrono::nanoseconds Process::cpu_time() const
 {
-    const auto stat = read_file(proc("stat"));
-    // The second field, the program's name in parentheses, may contain anything.
-    std::istringstream fields(stat.substr(stat.rfind(')') + 1));
-    const std::vector<std::string> words{std::istream_iterator<std::string>(fields), {}};
-    if (words.size() < 13) {
-        return {};
+    std::uint64_t sum = 0;
+    std::error_code error;
+    for (const auto &task : std::filesystem::directory_iterator(proc("task"), error)) {
+        std::ifstream schedstat(task.path().string() + "/schedstat");
+        std::uint64_t running = 0;
+        if (schedstat >> running) {
+            sum += running;
+        }
     }
-    const auto ticks = std::stoull(words[11]) + std::stoull(words[12]);  // utime, stime (proc(5))
-    return std::chrono::microseconds(ticks * 1'000'000 / static_cast<unsigned long long>(::sysconf(_SC_CLK_TCK)));
+    return std::chrono::nanoseconds(sum);
 }
 
 std::uint64_t Process::context_switches() const

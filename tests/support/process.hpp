@@ -39,8 +39,9 @@ public:
     [[nodiscard]] std::size_t mappings(const std::string &name = "") const;
     [[nodiscard]] std::uint64_t rss_bytes() const;  ///< VmRSS
     [[nodiscard]] std::uint64_t rss_anon_bytes() const;
-    [[nodiscard]] std::chrono::microseconds cpu_time() const;  ///< user and system, all threads; clock tick resolution
-    [[nodiscard]] std::uint64_t context_switches() const;      ///< voluntary and not, all threads
+    /// Time on a CPU, all living threads (/proc/PID/task/*/schedstat).
+    [[nodiscard]] std::chrono::nanoseconds cpu_time() const;
+    [[nodiscard]] std::uint64_t context_switches() const;  ///< voluntary and not, all threads
 
 private:
     static std::string contents(int fd);

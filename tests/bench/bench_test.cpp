@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// vvfu-bench runs, and every row is there with a sensible value. Nothing here depends on how fast the machine is.
+#include <gtest/gtest.h>
+
+#include <boost/json.hpp>
+#include <cmath>
+#include <set>
+
+#include "process.hpp"
+#include "report.hpp"
+
+namespace vvfu::test {
+namespace {
+
+TEST(Report, MedianOfOddAndEvenCounts)
+{
+    EXPECT_EQ(bench::median({}), 0);
+    EXPECT_EQ(bench::median({3, 1, 2}), 2);
+    EXPECT_EQ(bench::median({4, 1, 2, 3}), 2.5);
+}
+
+TEST(Report, MeasureKeepsTheExtremesAndCompareDivides)
+{
+    double next = 5;
+    auto row = bench::measure("x", "us", 3, [&] { return next--; });
+    EXPECT_EQ(row.result, 4);
+    EXPECT_EQ(row.low, 3);
+    EXPECT_EQ(row.high, 5);
+    bench::Row base;
+    base.name = "base";
+    base.result = 2;
+    EXPECT_EQ(*bench::compare(row, base).ratio, 2);
+    EXPECT_EQ(row.against, "base");
+}
+
+TEST(Benchmark, QuickRunPrintsEveryRowWithASensibleValue)
+{
+    Process bench({VVFU_BENCH, "--quick", "--json", "--loopback", VVFU_LOOPBACK});
+    ASSERT_EQ(bench.wait(std::chrono::seconds{90}), 0) << bench.errors();
+    const auto report = boost::json::parse(bench.output());
+    // What may well be nothing at all.
+    const std::set<std::string> may_be_zero{"idle CPU of vvfu-loopback", "idle wake-ups of vvfu-loopback"};
+    std::set<std::string> names;
+    for (const auto &row : report.at("rows").as_array()) {
+        const auto name = std::string(row.at("name").as_string());
+        names.insert(name + (name.rfind("same", 0) == 0 ? std::to_string(names.size()) : ""));
+        const auto result = row.at("result").to_number<double>();
+        EXPECT_TRUE(std::isfinite(result)) << name;
+        EXPECT_TRUE(result > 0 || (result == 0 && may_be_zero.contains(name))) << name << ": " << result;
+        EXPECT_FALSE(row.at("unit").as_string().empty()) << name;
+    }
+    for (const auto *name :
+         {"raw socket+eventfd round trip", "trapped register read", "raw socket one-way message",
+          "posted register write, sustained", "DMA map and unmap of 2 MiB", "copy command of 64 bytes, interrupt",
+          "memcpy of shared memory", "copy through the window, net", "NVMe 4 KiB random read, QD 1",
+          "NVMe 4 KiB random read, QD 64", "idle memory of vvfu-loopback (RSS)", "idle CPU of vvfu-loopback"}) {
+        EXPECT_TRUE(names.contains(name)) << name;
+    }
+}
+
+TEST(Benchmark, TableNamesUnitsAimsAndRatios)
+{
+    Process bench({VVFU_BENCH, "--quick", "--rounds=1", "--loopback", VVFU_LOOPBACK});
+    ASSERT_EQ(bench.wait(std::chrono::seconds{90}), 0) << bench.errors();
+    for (const auto *text : {"median", "unit", "ratio", "aim", "<= 2 x raw", "IOPS", "MiB/s"}) {
+        EXPECT_NE(bench.output().find(text), std::string::npos) << text;
+    }
+}
+
+TEST(Benchmark, BadArgumentsGetOneLine)
+{
+    Process unknown({VVFU_BENCH, "--no-such-option"});
+    EXPECT_EQ(unknown.wait(), 2);
+    EXPECT_EQ(unknown.errors().rfind("vvfu-bench: ", 0), 0u);
+    Process missing({VVFU_BENCH, "--quick", "--loopback=/nonexistent"});
+    EXPECT_EQ(missing.wait(), 1);
+    EXPECT_EQ(missing.errors().rfind("vvfu-bench: ", 0), 0u);
+}
+
+}  // namespace
+}  // namespace vvfu::test

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// NVMe end to end through vvfu-loopback: mapped and message-only memory, file and memory backing, sessions one after
+// the other.
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "nvme_host.hpp"
+#include "wire_test.hpp"
+
+namespace vvfu::test {
+namespace {
+
+constexpr std::uint64_t kMiB = 1024 * 1024;
+
+/// vvfu-loopback with nvme and a client whose memory is mapped, or reachable by messages only.
+class NvmeSession {
+public:
+    enum class Memory { mapped, message_only };
+
+    NvmeSession(const LoopbackProcess &loopback, Memory memory = Memory::mapped,
+                NvmeHost::Interrupts interrupts = NvmeHost::Interrupts::msix)
+        : client(loopback.connect()), ram(0x100000, 32 * kMiB), host(client, ram, interrupts)
+    {
+        client.version();
+        if (memory == Memory::mapped) {
+            EXPECT_EQ(client.dma_map(ram), 0);
+        } else {
+            EXPECT_EQ(client.dma_map(ram.address(), ram.size(), 0, kMapRead | kMapWrite, -1), 0);
+            client.serve_memory(ram);
+        }
+        host.start();
+    }
+
+    VfioUserClient client;
+    GuestRam ram;
+    NvmeHost host;
+};
+
+LoopbackProcess with_memory_backing()
+{
+    return LoopbackProcess(loopback_program(), {"nvme", "--backing=mem:64M"});
+}
+
+/// Writes and reads back with the sizes that need no, one and a list of further PRPs.
+void write_and_verify(NvmeHost &host, std::uint16_t qid)
+{
+    std::uint64_t lba = 8;
+    std::uint32_t seed = 1;
+    for (const std::size_t size : {512u, 4096u, 8192u, 65536u, 262144u}) {
+        const auto data = pattern(size, seed++);
+        ASSERT_EQ(host.write(qid, 1, lba, data).status, 0) << size;
+        Bytes back(size);
+        ASSERT_EQ(host.read(qid, 1, lba, back).status, 0) << size;
+        EXPECT_EQ(back, data) << size;
+        lba += size / 512;
+    }
+}
+
+TEST(NvmeWire, IdentifiesAController)
+{
+    auto loopback = with_memory_backing();
+    NvmeSession session(loopback);
+    const auto controller = session.host.identify(1, 0);
+    const std::string model(reinterpret_cast<const char *>(controller.data()) + 24, 40);
+    EXPECT_EQ(model, "virtio-vfio-user NVMe" + std::string(19, ' '));
+    EXPECT_EQ(session.host.namespace_blocks(1), 64 * kMiB / 512);
+    EXPECT_EQ(session.client.read<std::uint32_t>(0, 8), 0x00010400u);  // VS: 1.4
+}
+
+TEST(NvmeWire, WritesAndReadsBackThroughTheWindow)
+{
+    auto loopback = with_memory_backing();
+    NvmeSession session(loopback);
+    ASSERT_EQ(session.host.create_io_queue(1, 64).status, 0);
+    write_and_verify(session.host, 1);
+    EXPECT_EQ(session.client.dma_counters().reads, 0u);
+}
+
+TEST(NvmeWire, WritesAndReadsBackThroughMessages)
+{
+    auto loopback = with_memory_backing();
+    NvmeSession session(loopback, NvmeSession::Memory::message_only);
+    ASSERT_EQ(session.host.create_io_queue(1, 64).status, 0);
+    write_and_verify(session.host, 1);
+    EXPECT_GT(session.client.dma_counters().reads, 0u);
+    EXPECT_GT(session.client.dma_counters().writes, 0u);
+}
+
+TEST(NvmeWire, WorksWithoutInterrupts)
+{
+    auto loopback = with_memory_backing();
+    NvmeSession session(loopback, NvmeSession::Memory::mapped, NvmeHost::Interrupts::none);
+    ASSERT_EQ(session.host.create_io_queue(1, 16).status, 0);
+    write_and_verify(session.host, 1);
+}
+
+TEST(NvmeWire, QueuesWrapManyTimesWithManyCommandsOutstanding)
+{
+    auto loopback = with_memory_backing();
+    NvmeSession session(loopback);
+    auto &host = session.host;
+    constexpr std::uint16_t kDepth = 32, kOutstanding = 16;
+    ASSERT_EQ(host.create_io_queue(1, kDepth).status, 0);
+    const auto buffer = host.allocate(std::size_t{kOutstanding} * 4096);
+    std::uint64_t completed = 0, submitted = 0;
+    const auto submit = [&] {
+        host.submit(1,
+                    host.read_command(1, submitted * 8 % 65536, 8).prps(buffer + submitted % kOutstanding * 4096, 0));
+        ++submitted;
+    };
+    for (int i = 0; i < kOutstanding; ++i) {
+        submit();
+    }
+    host.ring(1);
+    while (completed < 1000) {
+        ASSERT_EQ(host.wait(1).status, 0);
+        ++completed;
+        submit();
+        host.ring(1);
+    }
+}
+
+TEST(NvmeWire, ThirtyTwoQueuePairsEachWithTheirVector)
+{
+    auto loopback = with_memory_backing();
+    NvmeSession session(loopback);
+    for (std::uint16_t qid = 1; qid <= 32; ++qid) {
+        ASSERT_EQ(session.host.create_io_queue(qid, 8).status, 0) << qid;
+    }
+    for (std::uint16_t qid = 1; qid <= 32; ++qid) {
+        const auto data = pattern(4096, qid);
+        ASSERT_EQ(session.host.write(qid, 1, std::uint64_t{qid} * 8, data).status, 0);
+        Bytes back(4096);
+        ASSERT_EQ(session.host.read(static_cast<std::uint16_t>(33 - qid), 1, std::uint64_t{qid} * 8, back).status, 0);
+        EXPECT_EQ(back, data);
+    }
+}
+
+TEST(NvmeWire, BadCommandsGetTheStatusOfTheSpecification)
+{
+    auto loopback = with_memory_backing();
+    NvmeSession session(loopback);
+    auto &host = session.host;
+    ASSERT_EQ(host.create_io_queue(1, 16).status, 0);
+    const auto buffer = host.allocate(8192);
+    const auto blocks = host.namespace_blocks(1);
+    EXPECT_EQ(host.execute(1, NvmeCommand(0x7e, 1)).status, 0x01);  // Invalid Opcode
+    EXPECT_EQ(host.execute(0, NvmeCommand(0x7e, 0)).status, 0x01);
+    EXPECT_EQ(host.execute(1, host.read_command(1, blocks, 1).prps(buffer, 0)).status, 0x80);  // LBA Out of Range
+    EXPECT_EQ(host.execute(1, host.read_command(1, ~std::uint64_t{0}, 2).prps(buffer, 0)).status, 0x80);
+    EXPECT_EQ(host.execute(1, host.read_command(9, 0, 1).prps(buffer, 0)).status, 0x0b);  // Invalid Namespace
+    EXPECT_EQ(host.execute(1, host.read_command(1, 0, 16).prps(buffer, buffer + 4)).status,
+              0x13);  // Invalid PRP Offset
+    // Data outside the peer's memory.
+    EXPECT_EQ(host.execute(1, host.read_command(1, 0, 1).prps(0x7000000000, 0)).status, 0x04);  // Data Transfer Error
+    write_and_verify(host, 1);
+}
+
+TEST(NvmeWire, ControllerResetAndFunctionResetStartAfresh)
+{
+    auto loopback = with_memory_backing();
+    NvmeSession session(loopback);
+    ASSERT_EQ(session.host.create_io_queue(1, 16).status, 0);
+    const auto data = pattern(4096, 3);
+    ASSERT_EQ(session.host.write(1, 1, 0, data).status, 0);
+    session.host.disable();
+    session.host.start();
+    ASSERT_EQ(session.host.create_io_queue(1, 16).status, 0);
+    EXPECT_EQ(session.client.reset(), 0);
+    EXPECT_FALSE(session.host.ready());
+    session.host.start();
+    ASSERT_EQ(session.host.create_io_queue(1, 16).status, 0);
+    Bytes back(4096);
+    ASSERT_EQ(session.host.read(1, 1, 0, back).status, 0);
+    EXPECT_EQ(back, data);
+    EXPECT_TRUE(session.host.shut_down());
+}
+
+TEST(NvmeWire, DataInAFileSurvivesPeersAndServers)
+{
+    TemporaryDirectory directory;
+    const auto image = directory.path("disk.img");
+    std::ofstream(image).close();
+    std::filesystem::resize_file(image, 16 * kMiB);
+    const auto data = pattern(262144, 11);
+    {
+        LoopbackProcess loopback(loopback_program(), {"nvme", "--backing=" + image});
+        {
+            NvmeSession session(loopback);
+            ASSERT_EQ(session.host.create_io_queue(1, 16).status, 0);
+            ASSERT_EQ(session.host.write(1, 1, 64, data).status, 0);
+            ASSERT_EQ(session.host.execute(1, NvmeCommand(0x00, 1)).status, 0);  // Flush
+        }  // end of file without shutdown, as QEMU quits
+        NvmeSession second(loopback);
+        ASSERT_EQ(second.host.create_io_queue(1, 16).status, 0);
+        Bytes back(data.size());
+        ASSERT_EQ(second.host.read(1, 1, 64, back).status, 0);
+        EXPECT_EQ(back, data);
+        loopback.process().signal(SIGTERM);
+        EXPECT_EQ(loopback.process().wait(), 0);
+    }
+    std::ifstream file(image, std::ios::binary);
+    file.seekg(64 * 512);
+    std::vector<char> content(data.size());
+    file.read(content.data(), static_cast<std::streamsize>(content.size()));
+    EXPECT_EQ(std::memcmp(content.data(), data.data(), data.size()), 0);
+}
+
+TEST(NvmeWire, ReadOnlyBackingRefusesWrites)
+{
+    LoopbackProcess loopback(loopback_program(), {"nvme", "--backing=mem:1M", "--read-only"});
+    NvmeSession session(loopback);
+    ASSERT_EQ(session.host.create_io_queue(1, 16).status, 0);
+    EXPECT_NE(session.host.write(1, 1, 0, pattern(4096, 1)).status, 0);
+    Bytes back(4096);
+    EXPECT_EQ(session.host.read(1, 1, 0, back).status, 0);
+}
+
+TEST(NvmeWire, PeerKilledDuringIoCostsOnlyItsSession)
+{
+    auto loopback = with_memory_backing();
+    const auto kill_one = [&] {
+        NvmeSession session(loopback);
+        ASSERT_EQ(session.host.create_io_queue(1, 64).status, 0);
+        const auto buffer = session.host.allocate(65536 * 16);
+        for (std::uint64_t i = 0; i < 16; ++i) {
+            auto command = session.host.read_command(1, i * 128, 128);
+            session.host.set_data(command, buffer + i * 65536, 65536);
+            session.host.submit(1, command);
+        }
+        session.host.ring(1);
+    };
+    kill_one();
+    EXPECT_TRUE(eventually([&] { return loopback.process().mappings("guest-ram") == 0; }));
+    const auto fds = loopback.process().open_fds();
+    for (int round = 0; round < 5; ++round) {
+        kill_one();
+    }
+    EXPECT_TRUE(eventually(
+        [&] { return loopback.process().mappings("guest-ram") == 0 && loopback.process().open_fds() <= fds; }));
+    NvmeSession next(loopback);
+    ASSERT_EQ(next.host.create_io_queue(1, 16).status, 0);
+    write_and_verify(next.host, 1);
+}
+
+}  // namespace
+}  // namespace vvfu::test
