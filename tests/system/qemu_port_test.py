@@ -1,0 +1,686 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The QEMU port without a guest: the test is the guest driver (over qtest) and the peer (over the socket)."""
+
+import os
+import select
+import socket
+import struct
+import subprocess
+
+import pytest
+
+from qemuport import driver as drv
+from qemuport import peer as client
+from qemuport.machine import Machine, device_option, eventually, run_to_exit
+from vmlab import host
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "device.sock"
+
+
+@pytest.fixture
+def machine(tmp_path, path):
+    options = {"window-size": 64 * MIB, "region-memory-size": MIB, "doorbells": 8, "notifications": 3,
+               "unmap-timeout": 200, "access-timeout": 300}
+    with Machine(tmp_path / "qemu.log", ["-device", device_option(socket=str(path), **options)]) as running:
+        yield running
+
+
+@pytest.fixture
+def driver(machine):
+    """Initialised, with a device registered."""
+    result = drv.Driver(machine)
+    result.initialise()
+    result.register()
+    return result
+
+
+@pytest.fixture
+def session(driver, path):
+    """The peer of a session that has begun."""
+    with client.Peer(path) as peer:
+        peer.send_version()
+        driver.begin_session()
+        assert peer.receive()[:2] == (client.VERSION, 0)
+        yield peer
+
+
+def refused(*options, **properties):
+    """What QEMU says about a -device that it does not take."""
+    status, output = run_to_exit("-machine", "q35", "-S", "-device", device_option(**properties), *options)
+    assert status == 1
+    assert len(output.strip().splitlines()) == 1, output
+    return output.strip()
+
+
+# ---- properties ----
+
+def test_help_explains_each_property():
+    status, output = run_to_exit("-device", "virtio-vfio-user-pci,help")
+    assert status == 0
+    lines = {line.split("=")[0].strip(): line for line in output.splitlines() if "=" in line}
+    for name in ("socket", "window-size", "region-memory-size", "doorbells", "notifications", "uuid",
+                 "trust-peer-memory", "unmap-timeout", "access-timeout", "x-virtio-id", "session-state"):
+        assert " - " in lines[name], name
+    assert "power of two" in lines["window-size"]
+
+
+@pytest.mark.parametrize("properties, complaint", [
+    ({}, "'socket' property is missing"),
+    ({"socket": ""}, "path is empty"),
+    ({"socket": "/tmp/" + "x" * 110}, "at most 107"),
+    ({"socket": "/nonexistent-folder/socket"}, "cannot create a socket in '/nonexistent-folder'"),
+    ({"socket": {"type": "inet", "host": "localhost", "port": "1"}}, "only 'unix' and 'fd'"),
+    ({"socket": {"type": "unix", "path": "x", "abstract": True}}, "abstract"),
+    ({"socket": {"type": "fd", "str": "0"}}, "not a listening UNIX stream socket"),
+    ({"socket": 5}, "socket"),
+    ({"socket": "s", "window-size": 0}, "window-size=0"),
+    ({"socket": "s", "window-size": 6000}, "window-size=6000"),
+    ({"socket": "s", "window-size": 1 << 62}, "window-size"),
+    ({"socket": "s", "region-memory-size": 1}, "region-memory-size=1"),
+    ({"socket": "s", "doorbells": 0}, "doorbells=0 is not in 1..4096"),
+    ({"socket": "s", "doorbells": 4097}, "doorbells=4097"),
+    ({"socket": "s", "notifications": 0}, "notifications=0 is not in 1..1024"),
+    ({"socket": "s", "notifications": 1025}, "notifications=1025"),
+    ({"socket": "s", "unmap-timeout": 0}, "unmap-timeout=0"),
+    ({"socket": "s", "access-timeout": 4001}, "access-timeout=4001"),
+    ({"socket": "s", "x-virtio-id": 64}, "x-virtio-id=64"),
+    ({"socket": "s", "iommu_platform": False}, "iommu_platform=off"),
+    ({"socket": "s", "modern-pio-notify": True}, "modern-pio-notify=on"),
+])
+def test_bad_property_gets_one_clear_line(properties, complaint):
+    assert complaint in refused(**properties)
+
+
+def test_window_above_the_address_width_is_refused():
+    complaint = refused("-cpu", "qemu64,phys-bits=36", **{"socket": "s", "window-size": 1 << 36})
+    assert "36 physical address bits" in complaint and "128 GiB" in complaint
+
+
+def test_path_of_a_live_server_is_refused(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        assert "live server" in refused(socket=str(path))
+    assert path.exists()
+
+
+def test_path_of_a_file_is_refused(path):
+    path.write_text("precious")
+    assert "not a socket" in refused(socket=str(path))
+    assert path.read_text() == "precious"
+
+
+def test_migration_is_refused_with_the_reason(machine):
+    with pytest.raises(Exception, match="cannot be moved to another host"):
+        machine.qmp.execute("migrate", uri="exec:cat >/dev/null")
+
+
+# ---- function ----
+
+#= VVFU-ID-1
+#= type=test
+#= VVFU-PCI-1
+#= type=test
+#= VVFU-PCI-2
+#= type=test
+#= VVFU-PCI-3
+#= type=test
+def test_function_and_capabilities(machine):
+    function = drv.Driver(machine)
+    assert function.config(0) == 0x107F1AF4
+    assert function.sizes[0] == 8192
+    assert function.sizes[2] == 128 * MIB
+    assert function.config(0x10) & 0xF == 0  # 32 bit, not prefetchable
+    assert function.config(0x18) & 0xF == 0xC  # 64 bit, prefetchable
+    assert function.capability(6)[1:] == (0, 0, 0, 32, 4, 20)
+    assert function.capability(7)[1:] == (0, 0, 4096, 4, 0, 16)
+    assert function.capability(8, 0)[1:5] == (2, 0, 0, 64 * MIB)
+    assert function.capability(8, 1)[1:5] == (2, 1, 64 * MIB, MIB)
+    assert [c[0] for c in function.capabilities].count(6) == 1
+
+
+#= VVFU-FEAT-1
+#= type=test
+#= VVFU-FEAT-3
+#= type=test
+def test_features(machine):
+    features = drv.Driver(machine).features()
+    assert features >> drv.VERSION_1 & 1
+    assert features >> drv.ACCESS_PLATFORM & 1
+    assert not features >> drv.RING_RESET & 1
+    assert not features & 1
+
+
+#= VVFU-CONF-1
+#= type=test
+def test_device_configuration(tmp_path, path):
+    uuid = "11223344-5566-7788-99aa-bbccddeeff00"
+    option = device_option(socket=str(path), uuid=uuid, doorbells=33, **{"x-virtio-id": 62, "region-memory-size": 0})
+    with Machine(tmp_path / "qemu.log", ["-device", option]) as machine:
+        function = drv.Driver(machine)
+        raw = machine.read(function.address(4), 56)
+        assert raw[:16].hex() == uuid.replace("-", "")
+        assert struct.unpack_from("<QQIIIIII", raw, 16) == (8 << 30, 0, 33, 8, 0, 262144, 8192, 9)
+        assert function.config(0) >> 16 == 0x1040 + 62
+        assert [c[2] for c in function.capabilities if c[0] == 8] == [0]
+        assert function.sizes[2] == 8 << 30
+
+
+def test_all_capabilities_fit_behind_a_root_port(tmp_path, path):
+    option = device_option(socket=str(path), bus="rp", addr="0")
+    with Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp", "-device", option]) as machine:
+        assert machine.property("session-state") == "no driver"
+
+
+#= VVFU-QUEUE-1
+#= type=test
+def test_three_queues(machine):
+    function = drv.Driver(machine)
+    sizes = []
+    for index in range(4):
+        function.common(0x16, 2, index)
+        sizes.append(function.common(0x18, 2))
+    assert all(size >= 256 for size in sizes[:3]) and sizes[3] == 0
+
+
+def test_an_unassigned_virtio_id_does_not_upset_the_monitor(machine):
+    device = machine.qmp.execute("x-query-virtio")[0]
+    status = machine.qmp.execute("x-query-virtio-status", path=device["path"])
+    assert status["device-id"] == 63 and status["name"] == "virtio-vfio-user"
+
+
+# ---- life of the socket ----
+
+#= VVFU-INIT-2
+#= type=test
+def test_socket_exists_while_a_device_is_registered(machine, path):
+    driver = drv.Driver(machine)
+    driver.initialise()
+    assert not path.exists()
+    assert machine.property("session-state") == "no device"
+    driver.register()
+    assert path.is_socket()
+    assert machine.property("session-state") == "listening"
+    assert driver.control(drv.DEVICE_INFO, struct.pack("<II", 2, 0) + bytes(24)).status == 0
+    assert not path.exists()
+
+
+def test_stale_socket_is_replaced(machine, path):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    driver = drv.Driver(machine)
+    driver.initialise()
+    driver.register()
+    with client.Peer(path) as peer:
+        peer.send_version()
+        driver.begin_session()
+        assert peer.receive()[1] == 0
+
+
+def test_registration_fails_while_another_server_has_the_path(machine, path):
+    driver = drv.Driver(machine)
+    driver.initialise()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+        assert driver.control(drv.DEVICE_INFO, drv.device_info()).status != 0
+        assert path.exists()
+    driver.register()  # the socket is stale now
+
+
+def test_quitting_removes_the_socket(machine, driver, path):
+    assert path.is_socket()
+    assert machine.quit() == 0
+    assert not path.exists()
+
+
+def test_quitting_leaves_the_socket_of_another(machine, driver, path):
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        assert machine.quit() == 0
+        assert path.exists()
+
+
+def test_passed_listening_socket(tmp_path, path):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    option = device_option(socket={"type": "fd", "str": str(listener.fileno())})
+    with Machine(tmp_path / "qemu.log", ["-device", option], pass_fds=[listener.fileno()]) as machine:
+        driver = drv.Driver(machine)
+        driver.initialise()
+        driver.register()
+        with client.Peer(path) as peer:
+            peer.send_version()
+            driver.begin_session()
+            assert peer.receive()[1] == 0
+    listener.close()
+
+
+def test_hot_plug_and_unplug(tmp_path, path):
+    with Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp,addr=05.0"]) as machine:
+        machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp", socket=str(path))
+        assert machine.property("session-state") == "no driver"
+        machine.qmp.execute("device_del", id="vvfu")
+        # Nobody runs the guest's side of the hot-unplug; a reset of the machine completes it.
+        machine.qmp.execute("system_reset")
+        eventually(lambda: "vvfu" not in machine.monitor("info qtree"), "the function is gone")
+        machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp", socket=str(path))
+        assert machine.property("session-state") == "no driver"
+
+
+# ---- sessions ----
+
+def test_state_properties_follow_the_session(machine, driver, session):
+    assert machine.property("session-state") == "connected"
+    assert machine.property("epoch") == 1
+    assert machine.property("peer-pid") == os.getpid()
+    assert machine.property("requests") == 1
+    assert 'session-state = "connected"' in machine.monitor("info qtree")
+    session.close()
+    driver.end_session()
+    eventually(lambda: machine.property("session-state") == "listening", "the session ended")
+    assert machine.property("peer-pid") == 0
+
+
+#= VVFU-SESSION-2
+#= type=test
+def test_second_peer_is_refused(driver, session, path):
+    with client.Peer(path) as second:
+        assert second.closed_by_device()
+    assert session.call(client.REGION_INFO, struct.pack("=IIIIQQ", 32, 0, 7, 0, 0, 0))[1] == 0
+
+
+#= VVFU-INIT-3
+#= type=test
+def test_device_reset_ends_the_session(machine, driver, session, path):
+    driver.reset()
+    with pytest.raises(EOFError):
+        session.receive()
+    assert not path.exists()
+    assert machine.property("session-state") == "no driver"
+    driver.initialise()
+    driver.register()
+    with client.Peer(path) as peer:
+        peer.send_version()
+        assert driver.begin_session().epoch == 2
+        assert peer.receive()[1] == 0
+
+
+def test_register_access_goes_through(driver, session):
+    session.send(client.REGION_READ, struct.pack("=QII", 0x10, 0, 4))
+    request = driver.expect(drv.REGION_READ)
+    assert struct.unpack("<QII", request.payload) == (0x10, 0, 4)
+    driver.reply(request, request.payload + b"\xde\xad\xbe\xef")
+    assert session.receive()[2][16:] == b"\xde\xad\xbe\xef"
+
+
+#= VVFU-DEADLINE-1
+#= type=test
+def test_silent_guest_costs_the_peer_no_more_than_the_deadline(machine, driver, session):
+    session.send(client.REGION_READ, struct.pack("=QII", 0, 0, 8))
+    assert session.receive()[2][16:] == b"\xff" * 8
+    assert machine.property("deadline-expiries") == 1
+
+
+def test_reset_with_an_unanswered_control_request(machine, driver, session):
+    # DMA_READ waits for the peer, which does not answer: the chain is open when the device is reset.
+    session.send(client.DMA_MAP, client.dma_map(0x100000, MIB))
+    driver.reply(driver.expect(drv.MEMORY_INFO))
+    assert session.receive()[1] == 0
+    data = drv.message(12, 900, struct.pack("<QQ", 0x100000, 16), epoch=1)
+    machine.write(drv.RAM + 0x40000, data)
+    driver.queues[drv.CONTROL].add((drv.RAM + 0x40000, len(data), False), (drv.RAM + 0x80000, 4096, True))
+    driver.kick(drv.CONTROL)
+    assert session.receive()[0] == 11  # the peer is asked
+    driver.reset()
+    with pytest.raises(EOFError):
+        session.receive()
+    driver.initialise()
+    driver.register()
+
+
+#= VVFU-ERROR-1
+#= type=test
+#= VVFU-ERROR-5
+#= type=test
+#= VVFU-ERROR-6
+#= type=test
+@pytest.mark.parametrize("garbage", [b"", b"\0" * 7, b"\xff" * 32, b"\xff" * 4096])
+def test_malformed_message_breaks_the_device_and_reset_mends_it(machine, driver, session, garbage):
+    machine.write(drv.RAM + 0xC0000, garbage)
+    driver.queues[drv.REPLY].add((drv.RAM + 0xC0000, len(garbage), False) if garbage else
+                                 (drv.RAM + 0x80000, 64, True))
+    driver.kick(drv.REPLY)
+    eventually(lambda: driver.status() & 0x40, "DEVICE_NEEDS_RESET")
+    with pytest.raises(EOFError):
+        session.receive()
+    driver.initialise()
+    driver.register()
+    assert machine.property("session-state") == "listening"
+
+
+def test_malformed_queue_ends_the_session(machine, driver, session):
+    # A descriptor chain that is a loop: QEMU's virtio core gives up on it.
+    queue = driver.queues[drv.REPLY]
+    head = queue.add((drv.RAM, 32, False))
+    machine.write(queue.descriptors + 16 * head, struct.pack("<QIHH", drv.RAM, 32, 1, head))
+    driver.kick(drv.REPLY)
+    eventually(lambda: driver.status() & 0x40, "DEVICE_NEEDS_RESET")
+    with pytest.raises(EOFError):
+        session.receive()
+
+
+def test_too_long_message_breaks_the_device(machine, driver):
+    queue = driver.queues[drv.CONTROL]
+    queue.add((0x200000, 256 * 1024, False), (0x200000, 4096, False))
+    driver.kick(drv.CONTROL)
+    eventually(lambda: driver.status() & 0x40, "DEVICE_NEEDS_RESET")
+    assert machine.property("session-state") in ("no driver", "broken")
+
+
+def test_message_in_the_functions_own_registers(machine, driver, session):
+    # The guest points a chain at BAR 4 (whose device status would reset the device) and at a doorbell.
+    status = driver.address(1) + 0x14
+    queue = driver.queues[drv.CONTROL]
+    queue.add((driver.doorbells, 32, False), (status & ~0xF, 4096, True))
+    driver.kick(drv.CONTROL)
+    eventually(lambda: driver.status() & 0x40, "DEVICE_NEEDS_RESET")
+    driver.initialise()
+    driver.register()
+
+
+# ---- window ----
+
+def add_range(driver, session, address, size, fd, flags=3, offset=0):
+    """Maps, and returns the window offset, or None for a message-only range."""
+    session.send(client.DMA_MAP, client.dma_map(address, size, flags, offset), [fd])
+    request = driver.expect(drv.MEMORY_INFO)
+    operation, information, where, length, window = struct.unpack("<IIQQQ", request.payload)
+    assert (operation, where, length) == (1, address, size)
+    driver.reply(request)
+    assert session.receive()[:2] == (client.DMA_MAP, 0)
+    return None if information & 4 else window
+
+
+def remove_range(driver, session, address, size):
+    session.send(client.DMA_UNMAP, client.dma_unmap(address, size))
+    request = driver.expect(drv.MEMORY_INFO)
+    assert struct.unpack_from("<I", request.payload)[0] == 2
+    driver.reply(request)
+    assert session.receive()[:2] == (client.DMA_UNMAP, 0)
+
+
+#= VVFU-WINDOW-1
+#= type=test
+#= VVFU-WINDOW-4
+#= type=test
+#= VVFU-WINDOW-5
+#= type=test
+def test_window_shows_the_peers_memory_until_it_is_unmapped(machine, driver, session):
+    fd, memory = client.shared_memory(4 * MIB)
+    memory[MIB:MIB + 8] = b"from VMM"
+    offset = add_range(driver, session, 1 << 32, 2 * MIB, fd, offset=MIB)
+    window = driver.window + offset
+    assert machine.property("mapped-bytes") == 2 * MIB
+    assert machine.read(window, 8) == b"from VMM"
+    machine.write(window + 2 * MIB - 4, b"back")
+    assert memory[3 * MIB - 4:3 * MIB] == b"back"
+    assert machine.read(window + 2 * MIB, 4) == b"\xff" * 4  # the hole behind it
+    remove_range(driver, session, 1 << 32, 2 * MIB)
+    assert machine.read(window, 8) == b"\xff" * 8
+    machine.write(window, b"too late")
+    assert memory[MIB:MIB + 8] == b"from VMM"
+    assert machine.property("mapped-ranges") == 0
+
+
+#= VVFU-WINDOW-2
+#= type=test
+def test_read_only_range_takes_no_writes(machine, driver, session):
+    fd, memory = client.shared_memory(MIB)
+    memory[:4] = b"keep"
+    window = driver.window + add_range(driver, session, 0x1000000, MIB, fd, client.READ)
+    assert machine.read(window, 4) == b"keep"
+    machine.write(window, b"lost")
+    assert memory[:4] == b"keep" and machine.read(window, 4) == b"keep"
+
+
+def test_huge_pages_stay_aligned(machine, driver, session):
+    fd, _ = client.shared_memory(8 * MIB)
+    offset = add_range(driver, session, 0x10000000, 4 * MIB, fd, offset=MIB)
+    assert offset % (2 * MIB) == MIB
+    maps = open(f"/proc/{machine.process.pid}/maps").read()
+    mapping = next(line for line in maps.splitlines() if "memfd:memory" in line)
+    assert int(mapping.split("-")[0], 16) % (2 * MIB) == MIB
+
+
+#= VVFU-WINDOW-3
+#= type=test
+def test_unmap_does_not_wait_for_a_silent_guest(machine, driver, session):
+    fd, memory = client.shared_memory(MIB)
+    window = driver.window + add_range(driver, session, 0, MIB, fd)
+    session.send(client.DMA_UNMAP, client.dma_unmap(0, MIB))
+    assert session.receive()[:2] == (client.DMA_UNMAP, 0)
+    machine.write(window, b"late")
+    assert memory[:4] == bytes(4)
+
+
+def test_no_mapping_nor_fd_outlives_a_killed_peer(machine, driver, session):
+    def usage():
+        maps = open(f"/proc/{machine.process.pid}/maps").read().count("memfd:memory")
+        return maps, len(os.listdir(f"/proc/{machine.process.pid}/fd"))
+
+    before = usage()
+    for index in range(20):
+        fd, _ = client.shared_memory(MIB)
+        add_range(driver, session, index * MIB, MIB, fd)
+    events = [os.eventfd(0) for _ in range(4)]
+    session.send(client.SET_IRQS, client.set_irqs(0x24, 2, 0, 4), events)
+    driver.reply(driver.expect(drv.IRQ_INFO))
+    assert session.receive()[1] == 0
+    assert machine.property("mapped-ranges") == 20
+    assert usage()[0] == 20
+    session.close()
+    driver.end_session()
+    # One fd less than before: the connection.
+    eventually(lambda: usage() == (0, before[1] - 1), f"{usage()} as {before}")
+
+
+def test_burst_of_maps_and_unmaps(machine, driver, session):
+    fd, memory = client.shared_memory(MIB)
+    count = 40
+    for index in range(count):
+        session.send(client.DMA_MAP, client.dma_map(index << 20, 4096, 3, index * 4096), [fd])
+    offsets = []
+    for index in range(count):
+        request = driver.expect(drv.MEMORY_INFO)
+        offsets.append(struct.unpack("<IIQQQ", request.payload)[4])
+        driver.reply(request)
+    assert [session.receive()[1] for _ in range(count)] == [0] * count
+    for index, offset in enumerate(offsets):
+        machine.write(driver.window + offset, struct.pack("<I", index + 1))
+    assert [struct.unpack_from("<I", memory, 4096 * i)[0] for i in range(count)] == list(range(1, count + 1))
+    for index in range(count):
+        session.send(client.DMA_UNMAP, client.dma_unmap(index << 20, 4096))
+    for index in range(count):
+        driver.reply(driver.expect(drv.MEMORY_INFO))
+    assert [session.receive()[1] for _ in range(count)] == [0] * count
+    assert {machine.read(driver.window + offset, 4) for offset in offsets} == {b"\xff" * 4}
+
+
+def test_memory_that_could_shrink_is_mapped_only_on_request(tmp_path, path):
+    for trust, mapped in ((False, False), (True, True)):
+        option = device_option(socket=str(path), **{"trust-peer-memory": trust})
+        with Machine(tmp_path / "qemu.log", ["-device", option]) as machine:
+            driver = drv.Driver(machine)
+            driver.initialise()
+            driver.register()
+            with client.Peer(path) as peer:
+                peer.send_version()
+                driver.begin_session()
+                assert peer.receive()[1] == 0
+                fd, _ = client.shared_memory(MIB, seal=False)
+                assert (add_range(driver, peer, 0, MIB, fd) is not None) == mapped
+
+
+#= VVFU-REGION-1
+#= type=test
+def test_region_memory_is_shared_with_the_peer(machine, driver, session):
+    _, error, payload, fds = session.call(client.REGION_INFO, struct.pack("=IIIIQQ", 4096, 0, 2, 0, 0, 0))
+    assert error == 0 and len(fds) == 1
+    offset = struct.unpack_from("=Q", payload, 24)[0]
+    machine.write(driver.address(8, 1), b"region memory")
+    assert os.pread(fds[0], 13, offset) == b"region memory"
+    os.pwrite(fds[0], b"REGION", offset)
+    assert machine.read(driver.address(8, 1), 13) == b"REGION memory"
+    with pytest.raises(PermissionError):
+        os.ftruncate(fds[0], 0)
+
+
+# ---- doorbells ----
+
+def connect_doorbell(driver, session, vector=0):
+    event = os.eventfd(0, os.EFD_NONBLOCK)
+    session.send(client.SET_IRQS, client.set_irqs(0x24, 2, vector, 1), [event])
+    driver.reply(driver.expect(drv.IRQ_INFO))
+    assert session.receive()[1] == 0
+    return event
+
+
+def rings(event):
+    """Takes the count of an eventfd, 0 if it is not signalled."""
+    try:
+        return os.eventfd_read(event)
+    except BlockingIOError:
+        return 0
+
+
+#= VVFU-DOORBELL-1
+#= type=test
+def test_doorbell_signals_the_peers_eventfd(machine, driver, session):
+    event = connect_doorbell(driver, session, vector=2)
+    doorbell = driver.doorbells + 4 * (1 + 2)  # INTx is doorbell 0
+    machine.store(4, doorbell, 0)
+    assert rings(event) == 1
+    machine.store(4, doorbell, 0xFFFFFFFF)
+    machine.store(4, doorbell, 7)
+    assert rings(event) == 2
+    machine.store(4, doorbell - 4, 1)
+    assert rings(event) == 0
+
+
+#= VVFU-DOORBELL-2
+#= type=test
+#= VVFU-DOORBELL-3
+#= type=test
+#= VVFU-DOORBELL-4
+#= type=test
+def test_doorbell_without_target_is_latched(machine, driver, session):
+    doorbell = driver.doorbells + 4
+    assert machine.load(4, doorbell) == 0
+    machine.store(4, doorbell, 1)
+    machine.store(4, doorbell, 1)
+    assert machine.load(4, doorbell) == 1
+    assert machine.load(4, doorbell + 4) == 0
+    event = connect_doorbell(driver, session)
+    assert rings(event) == 1
+    assert machine.load(4, doorbell) == 0
+
+
+def test_doorbell_ignores_other_accesses(machine, driver, session):
+    event = connect_doorbell(driver, session)
+    for width, offset in ((1, 4), (2, 4), (4, 6), (8, 4)):
+        machine.store(width, driver.doorbells + offset, 1)
+    machine.store(4, driver.doorbells + 4 * 8, 1)  # behind the last one
+    assert rings(event) == 0
+    assert machine.load(4, driver.doorbells + 4 * 8) == 0
+
+
+def test_full_eventfd_of_the_peer_does_not_stop_the_machine(machine, driver, session):
+    event = os.eventfd(0)  # blocking
+    session.send(client.SET_IRQS, client.set_irqs(0x24, 2, 0, 1), [event])
+    driver.reply(driver.expect(drv.IRQ_INFO))
+    assert session.receive()[1] == 0
+    os.eventfd_write(event, 0xFFFFFFFFFFFFFFFE)
+    machine.store(4, driver.doorbells + 4, 1)
+    assert machine.property("session-state") == "connected"
+
+
+# ---- notifications ----
+
+def resample(session):
+    """Gives the device an eventfd for notification 0."""
+    event = os.eventfd(0)
+    assert session.call(client.SET_IRQS, client.set_irqs(0x14, 0, 0, 1), [event])[1] == 0
+    return event
+
+
+#= VVFU-NOTIFY-1
+#= type=test
+def test_notification_registers(machine, driver):
+    select, vector = driver.notifications, driver.notifications + 2
+    assert (machine.load(2, select), machine.load(2, vector)) == (0, 0xFFFF)
+    machine.store(2, select, 2)
+    machine.store(2, vector, 5)
+    assert machine.load(4, select) == 0x00050002
+    machine.store(2, select, 0)
+    assert machine.load(2, vector) == 0xFFFF
+    machine.store(2, vector, 7)  # vectors 0 to 6: configuration, 3 queues, 3 notifications
+    assert machine.load(2, vector) == 0xFFFF
+    machine.store(2, select, 3)  # there are 3 notifications
+    machine.store(2, vector, 1)
+    assert machine.load(2, vector) == 0xFFFF
+    driver.reset()
+    machine.store(2, select, 2)
+    assert machine.load(2, vector) == 0xFFFF
+
+
+#= VVFU-NOTIFY-2
+#= type=test
+def test_notification_raises_its_vector(machine, driver, session):
+    target = drv.RAM + 0xF0000
+    driver.msix_vector(6, target, 0x1234)
+    machine.store(2, driver.notifications + 2, 6)
+    event = resample(session)
+    machine.write(target, bytes(4))
+    os.eventfd_write(event, 1)
+    eventually(lambda: machine.read(target, 4) == b"\x34\x12\0\0", "the MSI-X message")
+    assert not select.select([event], [], [], 0)[0]  # the count was taken
+
+
+#= VVFU-NOTIFY-3
+#= type=test
+def test_notification_without_vector_becomes_a_message(driver, session):
+    event = resample(session)
+    os.eventfd_write(event, 1)
+    request = driver.expect(drv.IRQ_INFO)
+    assert struct.unpack("<IIII", request.payload) == (0, 0, 1, 4)
+    driver.reply(request)
+
+
+def test_masked_vector_becomes_pending(machine, driver, session):
+    target = drv.RAM + 0xF0000
+    driver.msix_vector(6, target, 0x1234)
+    machine.store(4, driver.bars[1] + 16 * 6 + 12, 1)
+    machine.store(2, driver.notifications + 2, 6)
+    event = resample(session)
+    machine.write(target, bytes(4))
+    os.eventfd_write(event, 1)
+    eventually(lambda: machine.property("epoch") == 1 and not select.select([event], [], [], 0)[0], "it is taken")
+    assert machine.read(target, 4) == bytes(4)
+    machine.store(4, driver.bars[1] + 16 * 6 + 12, 0)
+    assert machine.read(target, 4) == b"\x34\x12\0\0"
+
+
+# ---- the build script ----
+
+def test_build_script_is_idle_when_nothing_changed():
+    result = subprocess.run([host.TREE / "scripts" / "build-qemu", "--print-path"], stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, text=True, check=True, timeout=host.deadline(600))
+    assert os.access(result.stdout.strip(), os.X_OK)
