@@ -593,6 +593,8 @@ def test_doorbell_without_target_is_latched(machine, driver, session):
     assert machine.load(4, doorbell) == 0
 
 
+#= VVFU-DOORBELL-7
+#= type=test
 def test_doorbell_ignores_other_accesses(machine, driver, session):
     event = connect_doorbell(driver, session)
     for width, offset in ((1, 4), (2, 4), (4, 6), (8, 4)):
@@ -602,13 +604,27 @@ def test_doorbell_ignores_other_accesses(machine, driver, session):
     assert machine.load(4, driver.doorbells + 4 * 8) == 0
 
 
+#= VVFU-DOORBELL-8
+#= type=test
+@pytest.mark.parametrize("flags", [0x09, 0x24], ids=["masked", "deassigned"])
+def test_doorbell_leaves_an_eventfd_alone_that_was_taken_back(machine, driver, session, flags):
+    event = connect_doorbell(driver, session)
+    session.send(client.SET_IRQS, client.set_irqs(flags, 2, 0, 1))
+    driver.reply(driver.expect(drv.IRQ_INFO))
+    assert session.receive()[1] == 0
+    machine.store(4, driver.doorbells + 4, 1)
+    assert rings(event) == 0
+    assert machine.load(4, driver.doorbells + 4) == 1
+
+
 def test_full_eventfd_of_the_peer_does_not_stop_the_machine(machine, driver, session):
     event = os.eventfd(0)  # blocking
     session.send(client.SET_IRQS, client.set_irqs(0x24, 2, 0, 1), [event])
     driver.reply(driver.expect(drv.IRQ_INFO))
     assert session.receive()[1] == 0
     os.eventfd_write(event, 0xFFFFFFFFFFFFFFFE)
-    machine.store(4, driver.doorbells + 4, 1)
+    for _ in range(20):
+        machine.store(4, driver.doorbells + 4, 1)
     assert machine.property("session-state") == "connected"
 
 

@@ -4,7 +4,6 @@
  * virtio-vfio-user: doorbells, the first pages of BAR 0.
  */
 #include "qemu/osdep.h"
-#include <poll.h>
 #include "qemu/units.h"
 #include "exec/memory.h"
 #include "system/kvm.h"
@@ -23,29 +22,16 @@ uint32_t vvfu_doorbells_size(const VirtioVfioUser *s)
                     VVFU_PAGE_SIZE);
 }
 
-/*
- * The eventfd is the peer's: it may be full and in blocking mode, and the
- * peer can change both at any time. Such a write must not stop this VM.
- */
-void vvfu_signal_eventfd(void *opaque, int fd)
-{
-    struct pollfd writable = { .fd = fd, .events = POLLOUT };
-    const uint64_t one = 1;
-    ssize_t ret;
-
-    if (poll(&writable, 1, 0) != 1 || !(writable.revents & POLLOUT)) {
-        return; /* full: it is signalled already */
-    }
-    do {
-        ret = write(fd, &one, sizeof(one));
-    } while (ret < 0 && errno == EINTR);
-}
-
 static uint64_t vvfu_doorbell_read(void *opaque, hwaddr addr, unsigned size)
 {
     VirtioVfioUser *s = opaque;
     unsigned index = addr / VVFU_DOORBELL_MULTIPLIER;
 
+    /*
+     *= VVFU-DOORBELL-7
+     *# The device MUST ignore writes to, and return 0 for reads of, doorbells
+     *# whose number is `doorbells` or more.
+     */
     if (size != 4 || addr % 4 || index >= s->doorbell_count) {
         trace_virtio_vfio_user_doorbell_ignored(addr, size);
         return 0;
@@ -94,7 +80,13 @@ static void vvfu_doorbell_disconnect(VirtioVfioUser *s, unsigned index)
 {
     VvfuDoorbell *doorbell = &s->doorbells[index];
 
+    /*
+     *= VVFU-DOORBELL-8
+     *# The device MUST NOT signal an eventfd of the peer after the peer has
+     *# de-assigned or masked its vector.
+     */
     if (doorbell->ioeventfd) {
+        /* Ends before the peer can read the reply, see vvfu_leave(). */
         vvfu_transaction_begin(s);
         memory_region_del_eventfd(&s->doorbell_page,
                                   index * VVFU_DOORBELL_MULTIPLIER, 4, false, 0,

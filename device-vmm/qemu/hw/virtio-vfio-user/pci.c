@@ -105,6 +105,7 @@ static bool vvfu_add_interrupt_bar(VirtioVfioUser *s, Error **errp)
     memory_region_init(&s->bar_interrupts, OBJECT(s->pci),
                        "virtio-vfio-user-interrupts",
                        pow2ceil(doorbells + VVFU_PAGE_SIZE));
+    vvfu_signal_init(s);
     vvfu_doorbells_init(s);
     vvfu_notifications_init(s);
     /*
@@ -156,6 +157,7 @@ static void vvfu_pci_release(VirtioVfioUser *s)
 {
     if (s->doorbells) {
         vvfu_doorbells_cleanup(s);
+        vvfu_signal_cleanup(s);
     }
     if (s->notifications) {
         vvfu_notifications_cleanup(s);

@@ -235,8 +235,9 @@ static bool vvfu_receive(VirtioVfioUser *s)
     vvfu_core_peer_data(s->core, vvfu_now(), s->peer.receive_buffer, ret, fds,
                         nfds);
     vvfu_leave(s);
-    /* Less than asked for: most likely all. The main loop asks again. */
-    return (size_t)ret == VVFU_RECEIVE_SIZE;
+    /* The kernel stops behind fds. Less than asked for without any is most
+     * likely all there is; the main loop asks again. */
+    return (size_t)ret == VVFU_RECEIVE_SIZE || nfds;
 }
 
 static void vvfu_peer_readable(void *opaque)
@@ -288,7 +289,8 @@ void vvfu_close_peer(void *opaque)
 
     if (peer->fd >= 0) {
         trace_virtio_vfio_user_close(peer->fd);
-        /* What was said before the end should still be heard. */
+        /* What was said before the end should still be heard, and be true. */
+        vvfu_transaction_end(s);
         vvfu_peer_flush(s);
         qemu_set_fd_handler(peer->fd, NULL, NULL, NULL);
         close(peer->fd);

@@ -109,14 +109,11 @@ static void vvfu_arm_deadline(VirtioVfioUser *s)
 {
     uint64_t next = vvfu_core_next_deadline(s->core);
 
-    if (next == s->armed_deadline) {
-        return;
-    }
-    s->armed_deadline = next;
-    if (next > INT64_MAX) {
-        timer_del(s->deadline);
-    } else {
-        timer_mod_ns(s->deadline, next);
+    /* A timer that fires too early finds nothing to do and is set anew; that
+     * is cheaper than to move it with every answer of the guest. */
+    if (next < s->armed_deadline) {
+        s->armed_deadline = next;
+        timer_mod_ns(s->deadline, MIN(next, INT64_MAX));
     }
 }
 

@@ -134,6 +134,8 @@ struct VirtioVfioUser {
     MemoryRegion notification_page;
     VvfuDoorbell *doorbells;
     unsigned ioeventfds;
+    int aio_file; /* -1: no AIO */
+    unsigned long aio_context;
     GSList *retired_ioeventfds; /* KVM may know them until the commit */
     VvfuNotification *notifications;
     uint16_t notification_select;
@@ -228,6 +230,11 @@ void vvfu_doorbells_cleanup(VirtioVfioUser *s);
 uint32_t vvfu_doorbells_size(const VirtioVfioUser *s);
 void vvfu_doorbells_free_retired(VirtioVfioUser *s);
 void vvfu_doorbell_set(void *opaque, unsigned index, int fd);
+
+/* ---- signal.c ---- */
+
+void vvfu_signal_init(VirtioVfioUser *s);
+void vvfu_signal_cleanup(VirtioVfioUser *s);
 void vvfu_signal_eventfd(void *opaque, int fd);
 
 /* ---- notifications.c: BAR 0, last page ---- */
