@@ -151,12 +151,15 @@ void Controller::reconcile()
         enable();
     } else if (shutdown_requested()) {
         shut_down();
+    } else if (!enabled_ && registers_.shutdown_notification() == 0) {
+        registers_.set_shutdown_status(ShutdownStatus::normal);  // what a reset would do, but there is nothing to reset
     }
 }
 
 void Controller::enable()
 {
     enabled_ = true;
+    registers_.set_shutdown_status(ShutdownStatus::normal);
     if (!registers_.can_enable()) {
         registers_.set_fatal();
         return;

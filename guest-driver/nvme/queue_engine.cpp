@@ -90,7 +90,7 @@ void QueueEngine::delete_sq(const std::shared_ptr<SubmissionQueue> &sq, std::fun
     if (!sq->cq->writing) {
         drop_deleted(*sq->cq);
     }
-    check_drained(*draining_.back());
+    check_drained(*sq);
 }
 
 /// NVMe 5.6: commands of a deleted queue may be completed implicitly. Those that found the completion queue full are,

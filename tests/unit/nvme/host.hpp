@@ -370,6 +370,24 @@ public:
         create_io_queue();
     }
 
+    /// A queue pair; whether the controller accepts it is not looked at.
+    void add_queue(std::uint16_t qid, std::uint32_t entries)
+    {
+        queues_[qid] = make_queue(entries);
+        const std::uint32_t size_and_id = (entries - 1) << 16 | qid;
+        auto cq = admin(AdminOpcode::create_io_cq, size_and_id, std::uint32_t{qid} << 16 | 3);
+        cq.prp1 = queues_[qid].cq;
+        auto sq = admin(AdminOpcode::create_io_sq, size_and_id, std::uint32_t{qid} << 16 | 1);
+        sq.prp1 = queues_[qid].sq;
+        submit(0, cq);
+        submit(0, sq);
+        ring_sq(0);
+        run();
+        drain(0);
+    }
+    /// Starts again with empty memory; only while the controller is disabled.
+    void forget_memory() { next_window_ = next_message_ = 0; }
+
     Queue make_queue(std::uint32_t entries)
     {
         Queue queue;
