@@ -176,31 +176,32 @@ void Session::refuse(const Header &request, int error)
     env_.port.send(scratch_, {});
 }
 
-void Session::send_reply(const Header &request)
-{
-    if (request.no_reply()) {
-        return;
-    }
-    vfio_user::begin_reply(scratch_, request);
-    env_.port.send(scratch_, {});
-}
-
-void Session::reply_in_order(Nanoseconds now, const Header &request, vfio_user::Buffer reply, bool with_region_fd)
+void Session::send_reply(const Header &request, vfio_user::Buffer reply, bool with_region_fd)
 {
     if (request.no_reply()) {
         return;
     }
     vfio_user::finish(reply);
-    auto send = [this, reply = std::move(reply), with_region_fd] {
-        const auto *fd = &env_.config.region_memory_fd;
-        env_.port.send(reply, with_region_fd ? std::span{fd, 1} : std::span<const int>{});
-    };
+    const auto *fd = &env_.config.region_memory_fd;
+    env_.port.send(reply, with_region_fd ? std::span{fd, 1} : std::span<const int>{});
+}
+
+void Session::send_empty_reply(const Header &request)
+{
+    vfio_user::Buffer reply;
+    vfio_user::begin_reply(reply, request);
+    send_reply(request, std::move(reply));
+}
+
+void Session::reply_in_order(Nanoseconds now, const Header &request, vfio_user::Buffer reply)
+{
     if (!env_.guest.posted_incomplete()) {
-        return send();
+        return send_reply(request, std::move(reply));
     }
     //= VVFU-OP-5
     // An IRQ_INFO about no vector at all: its answer tells that the guest has come this far.
-    send_irq_info(now, {control::kIrqIntx, 0, 0, control::IrqAction::assign}, std::move(send));
+    send_irq_info(now, {control::kIrqIntx, 0, 0, control::IrqAction::assign},
+                  [this, request, reply = std::move(reply)] { send_reply(request, reply); });
 }
 
 // ---- VERSION ----
@@ -307,7 +308,7 @@ int Session::dma_map(Nanoseconds now, Message &message)
         if (error != 0) {
             refuse(header, error);
         } else {
-            send_reply(header);
+            send_empty_reply(header);
         }
     };
     const auto result = memory_.map(now, epoch_, *request, message.fds, std::move(done));
@@ -393,7 +394,7 @@ int Session::device_reset(Nanoseconds now, Message &message)
             if (!reply.expired && reply.status != Status::ok) {
                 refuse(header, EIO);
             } else {
-                send_reply(header);
+                send_empty_reply(header);
             }
             return reply.payload.empty();
         },

@@ -87,12 +87,13 @@ private:
     /// False: the command has to wait; nothing was done.
     bool dispatch(Nanoseconds now, Message &message);
     void refuse(const Header &request, int error);
-    void send_reply(const Header &request);
+    /// `reply` without its size; with_region_fd: the region memory's file goes with it.
+    void send_reply(const Header &request, vfio_user::Buffer reply, bool with_region_fd = false);
+    void send_empty_reply(const Header &request);
     /// Sends a finished reply when all posted writes before it are known to be complete (VVFU-OP-5).
-    /// with_region_fd: the region memory's file goes with it.
-    void reply_in_order(Nanoseconds now, const Header &request, vfio_user::Buffer reply, bool with_region_fd = false);
+    void reply_in_order(Nanoseconds now, const Header &request, vfio_user::Buffer reply);
     template <typename Value>
-    void reply_value(Nanoseconds now, const Header &request, const Value &value);
+    [[nodiscard]] static vfio_user::Buffer reply_with(const Header &request, const Value &value);
     int version(Nanoseconds now, Message &message);
     void announce(Nanoseconds now, const vfio_user::Version &version);
     void negotiate(Nanoseconds now, const Header &request, std::uint16_t minor, std::uint64_t offered);
@@ -147,12 +148,12 @@ private:
 };
 
 template <typename Value>
-void Session::reply_value(Nanoseconds now, const Header &request, const Value &value)
+vfio_user::Buffer Session::reply_with(const Header &request, const Value &value)
 {
     vfio_user::Buffer reply;
     vfio_user::begin_reply(reply, request);
     vfio_user::append(reply, value);
-    reply_in_order(now, request, std::move(reply));
+    return reply;
 }
 
 }  // namespace vvfu::core

@@ -54,7 +54,7 @@ std::uint32_t full_region_info_size(const Region &region)
 
 }  // namespace
 
-int Session::get_info(Nanoseconds now, Message &message)
+int Session::get_info(Nanoseconds, Message &message)
 {
     // cloud-hypervisor's argsz counts the header too; more than needed is fine.
     if (!vfio_user::decode_argsz<vfio_user::DeviceInfo>(message.payload)) {
@@ -65,11 +65,11 @@ int Session::get_info(Nanoseconds now, Message &message)
     info.flags = vfio_user::kDeviceFlagPci | (env_.device.resettable() ? vfio_user::kDeviceFlagReset : 0u);
     info.num_regions = control::kRegionCount;
     info.num_irqs = control::kIrqIndexCount;
-    reply_value(now, message.header, info);
+    send_reply(message.header, reply_with(message.header, info));
     return 0;
 }
 
-int Session::get_region_info(Nanoseconds now, Message &message)
+int Session::get_region_info(Nanoseconds, Message &message)
 {
     const auto request = vfio_user::decode_argsz<vfio_user::RegionInfo>(message.payload);
     if (!request || request->index >= control::kRegionCount) {
@@ -83,7 +83,7 @@ int Session::get_region_info(Nanoseconds now, Message &message)
     vfio_user::append_bytes(reply, payload);
     // One fd for all areas: stock clients refuse more (reference: exactly one with the MMAP flag).
     //= VVFU-REGION-1
-    reply_in_order(now, message.header, std::move(reply), complete && !region.areas.empty());
+    send_reply(message.header, std::move(reply), complete && !region.areas.empty());
     return 0;
 }
 
@@ -97,7 +97,7 @@ int Session::get_region_io_fds(Nanoseconds, Message &message)
     return ENOTSUP;
 }
 
-int Session::get_irq_info(Nanoseconds now, Message &message)
+int Session::get_irq_info(Nanoseconds, Message &message)
 {
     const auto request = vfio_user::decode_argsz<vfio_user::IrqInfo>(message.payload);
     if (!request || request->index >= control::kIrqIndexCount) {
@@ -108,7 +108,7 @@ int Session::get_irq_info(Nanoseconds now, Message &message)
     info.flags = vfio_user::kIrqFlagEventfd;
     info.index = request->index;
     info.count = env_.device.irqs[request->index];
-    reply_value(now, message.header, info);
+    send_reply(message.header, reply_with(message.header, info));
     return 0;
 }
 

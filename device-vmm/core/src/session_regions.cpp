@@ -113,7 +113,7 @@ int Session::region_write(Nanoseconds now, Message &message)
     }
     const bool writable = (env_.device.regions[write->access.region].flags & control::kRegionWrite) != 0;
     if (write->access.count == 0 || !writable) {
-        reply_value(now, message.header, write->access);
+        reply_in_order(now, message.header, reply_with(message.header, write->access));
     } else {
         forward_write(now, message.header, *write);
     }
@@ -182,7 +182,7 @@ void Session::forward_multi(Nanoseconds now, const Header &request, const std::v
                             std::uint64_t count)
 {
     if (writes.empty()) {
-        return reply_value(now, request, count);
+        return reply_in_order(now, request, reply_with(request, count));
     }
     const auto left = std::make_shared<std::size_t>((writes.size() + kMultiPieceEntries - 1) / kMultiPieceEntries);
     for (std::size_t at = 0; at < writes.size(); at += kMultiPieceEntries) {
