@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: BSD-3-Clause
+//
+// One PCI function through VFIO (type 1 v2, group and container): regions, interrupts as eventfds, DMA memory. Knows
+// nothing of virtio.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "iova_allocator.hpp"
+#include "pci_sysfs.hpp"
+#include "vvfu/base/fd.hpp"
+#include "vvfu/guest/error.hpp"
+#include "vvfu/guest/transport.hpp"
+
+namespace vvfu::guest {
+
+/// A part of a region that may be mapped, in bytes from its start.
+struct MappableArea {
+    std::uint64_t offset = 0, size = 0;
+};
+
+/// What VFIO_DEVICE_GET_REGION_INFO said.
+struct VfioRegion {
+    std::uint64_t size = 0;         ///< 0: absent
+    std::uint64_t file_offset = 0;  ///< of the region in the device file
+    std::vector<MappableArea> mappable;
+};
+
+/// Decode replies of VFIO_DEVICE_GET_REGION_INFO and VFIO_IOMMU_GET_INFO, capability chains included.
+[[nodiscard]] VfioRegion decode_region_info(std::span<const std::byte> reply);
+struct VfioIommuInfo {
+    std::uint64_t page_size = 4096;  ///< smallest that the IOMMU maps
+    std::vector<IovaRange> ranges;   ///< allowed IOVAs
+};
+[[nodiscard]] VfioIommuInfo decode_iommu_info(std::span<const std::byte> reply);
+
+/// Whether a function could be opened, and if not, why: one line that names the remedy.
+[[nodiscard]] Result<unsigned> check_vfio_binding(const PciSysfs &sysfs, const PciAddress &address);
+
+class VfioDevice {
+public:
+    /// Opens container, group and device, and enables memory decoding and bus mastering.
+    static Result<std::unique_ptr<VfioDevice>> open(const PciSysfs &sysfs, const PciAddress &address);
+    ~VfioDevice();
+    VfioDevice(const VfioDevice &) = delete;
+    VfioDevice &operator=(const VfioDevice &) = delete;
+
+    [[nodiscard]] const std::string &name() const noexcept { return name_; }
+    /// The first 256 bytes of configuration space.
+    [[nodiscard]] Result<std::vector<std::byte>> config() const;
+    /// Maps bytes of a BAR read-write, until destruction.
+    Result<std::span<std::byte>> map_bar(unsigned bar, std::uint64_t offset, std::uint64_t size);
+    [[nodiscard]] unsigned msix_vectors() const;
+    /// Enables MSI-X with vector i on `eventfds[i]` (borrowed; they outlive the device). Once.
+    Result<void> enable_msix(std::span<const int> eventfds);
+    /// Zeroed memory that the function may read and write by DMA, until destruction.
+    Result<SharedBuffer> allocate(std::size_t bytes);
+
+private:
+    struct Mapping {
+        void *address = nullptr;
+        std::size_t size = 0;
+    };
+    struct DmaMemory {
+        Mapping memory;
+        std::uint64_t iova = 0;
+    };
+    VfioDevice(std::string name, Fd container, Fd group, Fd device);
+    Result<void> prepare();
+    Result<void> set_command_bits(std::uint16_t bits) const;
+    [[nodiscard]] VfioRegion region(unsigned index) const;
+
+    std::string name_;
+    Fd container_, group_, device_;
+    std::vector<Mapping> mappings_;
+    std::vector<DmaMemory> dma_;
+    std::optional<IovaAllocator> iova_;
+    std::uint64_t page_size_ = 4096;
+    bool msix_enabled_ = false;
+};
+
+}  // namespace vvfu::guest
