@@ -375,6 +375,9 @@ def test_malformed_queue_ends_the_session(machine, driver, session):
     eventually(lambda: driver.status() & 0x40, "DEVICE_NEEDS_RESET")
     with pytest.raises(EOFError):
         session.receive()
+    driver.initialise()
+    driver.register()
+    assert machine.output().count("virtqueues are malformed") == 1
 
 
 def test_too_long_message_breaks_the_device(machine, driver):

@@ -320,7 +320,8 @@ static void vvfu_reset(VirtIODevice *vdev)
 
     vvfu_queues_drop_chains(s);
     s->notify_queues = 0;
-    s->core_knows_broken = false;
+    /* The virtio core mends the device after this. */
+    s->core_knows_broken = true;
     if (s->in_core) {
         /* The guest aimed its DMA at a register that resets the function. */
         s->reset_in_core = true;
@@ -334,6 +335,7 @@ static void vvfu_reset(VirtIODevice *vdev)
         vvfu_core_driver_reset(s->core, vvfu_now());
         vvfu_leave(s);
     }
+    s->core_knows_broken = false;
     vvfu_notifications_reset(s);
 }
 
