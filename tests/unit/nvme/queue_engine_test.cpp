@@ -144,11 +144,12 @@ TEST(QueueEngine, BusyQueueDoesNotStarveAnother)
     TemporaryFile file(1 << 20);
     Host host(Host::file_options(file));
     host.enable();
+    const auto buffer = host.allocate(512);
     host.create_io_queue(1, 256);
     host.create_io_queue(2, 256);
     host.set_bus_master(false);  // both doorbells ring before the first fetch
     for (int i = 0; i < 200; ++i) {
-        host.submit(1, io(IoOpcode::flush));
+        host.submit(1, read_into(buffer, 0));
     }
     const auto lone = host.submit(2, io(static_cast<IoOpcode>(0x7f)));
     host.ring_sq(1);
@@ -168,10 +169,11 @@ TEST(QueueEngine, CommandsInFlightAreBounded)
     TemporaryFile file(1 << 20);
     Host host(Host::file_options(file));
     host.enable();
+    const auto buffer = host.allocate(512);
     host.create_io_queue(1, 1024);
     host.workers.deferred = true;
     for (int i = 0; i < 1000; ++i) {
-        host.submit(1, io(IoOpcode::flush));
+        host.submit(1, read_into(buffer, 0));
     }
     host.ring_sq(1);
     host.run();

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "nvme_options.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "host.hpp"
+
+namespace vvfu::nvme::test {
+namespace {
+
+using testing::HasSubstr;
+
+std::string error(const NvmeOptions &options)
+{
+    try {
+        Host host(options);
+    } catch (const std::runtime_error &failure) {
+        return failure.what();
+    }
+    return "";
+}
+
+std::string serial(const NvmeOptions &options)
+{
+    Host host(options);
+    host.enable();
+    return text(host.fetch(admin(AdminOpcode::identify, 1), 4096), 4, 20);
+}
+
+TEST(MakeNvme, BadOptionsGetOneLine)
+{
+    auto options = Host::memory_options();
+    options.backings.clear();
+    EXPECT_THAT(error(options), HasSubstr("--backing"));
+    options.backings.assign(kMaxNamespaces + 1, "mem:512");
+    EXPECT_THAT(error(options), HasSubstr("at most 64"));
+    options = Host::memory_options();
+    options.backings.push_back("/nonexistent");
+    EXPECT_THAT(error(options), HasSubstr("/nonexistent"));
+    for (const std::uint16_t pairs : {std::uint16_t{0}, std::uint16_t{33}}) {
+        options = Host::memory_options();
+        options.queue_pairs = pairs;
+        EXPECT_THAT(error(options), HasSubstr("queue pairs"));
+    }
+    for (const auto *bad : {"123456789012345678901", "tab\t", "\xc3\xa4"}) {
+        options = Host::memory_options();
+        options.serial = bad;
+        EXPECT_THAT(error(options), HasSubstr("serial"));
+    }
+}
+
+TEST(MakeNvme, OffersWhatTheOptionsSay)
+{
+    auto options = Host::memory_options();
+    options.queue_pairs = 3;
+    options.backings.assign(kMaxNamespaces, "mem:512");
+    Host host(options);
+    const auto info = host.device().describe();
+    EXPECT_EQ(info.class_revision >> 8, 0x010802u);
+    const auto msix = std::find_if(info.irqs.begin(), info.irqs.end(),
+                                   [](const auto &irq) { return irq.index == control::kIrqMsix; });
+    ASSERT_NE(msix, info.irqs.end());
+    EXPECT_EQ(msix->count, 4u);
+    host.enable();
+    EXPECT_EQ(host.execute(0, admin(AdminOpcode::get_features, 7)).dw0, 2u << 16 | 2u);
+    EXPECT_EQ(field<Le32>(host.fetch(admin(AdminOpcode::identify, 1), 4096), 516), 64u);
+}
+
+TEST(MakeNvme, SerialNumberIsTheGivenOne)
+{
+    auto options = Host::memory_options();
+    options.serial = "12345678901234567890";
+    EXPECT_EQ(serial(options), "12345678901234567890");
+}
+
+TEST(MakeNvme, SerialNumberFollowsTheFile)
+{
+    TemporaryFile one(512), other(512);
+    auto options = Host::file_options(one);
+    options.serial.clear();
+    const auto first = serial(options);
+    EXPECT_EQ(serial(options), first);
+    options.backings = {other.path()};
+    EXPECT_NE(serial(options), first);
+}
+
+TEST(MakeNvme, SerialNumberOfMemoryIsRandom)
+{
+    auto options = Host::memory_options();
+    options.serial.clear();
+    EXPECT_NE(serial(options), serial(options));
+}
+
+}  // namespace
+}  // namespace vvfu::nvme::test
