@@ -64,7 +64,8 @@ Uuid parse_uuid(const std::string &text)
 
 void add_options(CLI::App &app, Options &options)
 {
-    const CLI::AsSizeValue size{false};
+    CLI::Validator size = CLI::AsSizeValue{false};
+    size.description("");  // its own lists every unit
     const CLI::Range timeout{1, 4000};
     auto *where = app.add_option_group("socket", "Where peers connect; one of:");
     where->add_option("--socket-path", options.socket_path, "UNIX socket to create")->type_name("PATH");

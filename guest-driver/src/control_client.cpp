@@ -76,10 +76,7 @@ std::optional<std::size_t> ControlClient::free_slot()
     if (!large || !small) {
         return std::nullopt;
     }
-    Slot slot;
-    slot.large = *large;
-    slot.small = *small;
-    slots_.push_back(std::move(slot));
+    slots_.emplace_back(*large, *small);
     return slots_.size() - 1;
 }
 
@@ -204,22 +201,18 @@ Result<void> ControlClient::process()
 
 Result<void> ControlClient::completed(std::size_t index, std::uint32_t length)
 {
-    // Moved out: callbacks may send, and so use the slot again.
-    Slot slot = slots_[index];
-    slots_[index].busy = false;
-    slots_[index].done = nullptr;
-    slots_[index].transfer = nullptr;
-
-    const auto &buffer = slot.type == Type::dma_read ? slot.large : slot.small;
+    const auto &buffer = slots_[index].type == Type::dma_read ? slots_[index].large : slots_[index].small;
     const auto shared = buffer.host(0).first(length);
     control::Buffer message{shared.begin(), shared.end()};
     const auto header = control::decode_header(message);
     if (!header) {
         return failure(std::string{"reply on the control queue: "} + std::string{control::describe(header.error())});
     }
-    if (!header->is_reply() || header->type != slot.type || header->request_id != slot.id) {
+    if (!header->is_reply() || header->type != slots_[index].type || header->request_id != slots_[index].id) {
         return failure("reply on the control queue does not match its request");
     }
+    // Moved out: callbacks may send, and so use the slot again.
+    const Slot slot = std::exchange(slots_[index], Slot{slots_[index].large, slots_[index].small});
     const auto payload = control::Bytes{message}.subspan(control::kHeaderSize);
     if (slot.transfer) {
         return chunk_completed(slot, header->status, payload);

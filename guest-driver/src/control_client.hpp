@@ -69,6 +69,8 @@ private:
         ReplyCallback done;
     };
     struct Slot {
+        Slot(BufferArray large_buffer, BufferArray small_buffer) : large(large_buffer), small(small_buffer) {}
+
         BufferArray large, small;  // requests with data and replies with data; the other one
         bool busy = false;
         control::Type type{};

@@ -27,7 +27,7 @@ spdlog::level::level_enum to_spdlog(core::LogLevel level)
     switch (level) {
         case core::LogLevel::error: return spdlog::level::err;
         case core::LogLevel::warning: return spdlog::level::warn;
-        case core::LogLevel::info: return spdlog::level::info;
+        case core::LogLevel::info:  // sessions come and go: the driver's half of this process says so, too
         case core::LogLevel::debug: break;
     }
     return spdlog::level::debug;

@@ -74,6 +74,11 @@ guest::Result<Listener> Listener::at_path(std::string path)
         case Occupant::none:
         case Occupant::stale_socket: break;
     }
+    const auto slash = path.rfind('/');
+    const auto directory = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+    if (::access(directory.c_str(), W_OK | X_OK) != 0) {
+        return guest::failure("cannot create a socket in " + directory + ": " + std::strerror(errno));
+    }
     Listener listener;
     listener.path_ = std::move(path);
     return listener;

@@ -127,10 +127,20 @@ TEST_F(ListenerTest, APathThatIsTooLongIsNamedWithBothNumbers)
     EXPECT_FALSE(Listener::at_path(""));
 }
 
-TEST_F(ListenerTest, AMissingDirectoryFailsWhenItOpens)
+TEST_F(ListenerTest, AMissingDirectoryIsNamed)
 {
-    auto listener = Listener::at_path(directory_ + "/missing/sock");
+    const auto listener = Listener::at_path(directory_ + "/missing/sock");
+    ASSERT_FALSE(listener);
+    EXPECT_NE(listener.error().message.find("/missing/"), std::string::npos) << listener.error().message;
+}
+
+TEST_F(ListenerTest, ADirectoryThatVanishedFailsWhenItOpens)
+{
+    const auto inner = directory_ + "/inner";
+    ASSERT_EQ(::mkdir(inner.c_str(), 0700), 0);
+    auto listener = Listener::at_path(inner + "/sock");
     ASSERT_TRUE(listener);
+    ASSERT_EQ(::rmdir(inner.c_str()), 0);
     EXPECT_EQ(listener->open(), -ENOENT);
 }
 
