@@ -115,10 +115,11 @@ void print_json(std::ostream &out, const std::vector<Row> &rows)
     out << "{\"rows\": [";
     for (std::size_t i = 0; i < rows.size(); ++i) {
         const auto &row = rows[i];
-        out << (i == 0 ? "\n" : ",\n") << "  {\"name\": " << json_string(row.name) << ", \"unit\": " << json_string(row.unit)
-            << ", \"result\": " << json_number(row.result) << ", \"low\": " << json_number(row.low)
-            << ", \"high\": " << json_number(row.high) << ", \"against\": " << json_string(row.against)
-            << ", \"ratio\": " << json_number(row.ratio) << ", \"aim\": " << json_string(row.aim)
+        out << (i == 0 ? "\n" : ",\n") << "  {\"name\": " << json_string(row.name)
+            << ", \"unit\": " << json_string(row.unit) << ", \"result\": " << json_number(row.result)
+            << ", \"low\": " << json_number(row.low) << ", \"high\": " << json_number(row.high)
+            << ", \"against\": " << json_string(row.against) << ", \"ratio\": " << json_number(row.ratio)
+            << ", \"aim\": " << json_string(row.aim)
             << ", \"met\": " << (row.met ? *row.met ? "true" : "false" : "null") << '}';
     }
     out << "\n]}\n";

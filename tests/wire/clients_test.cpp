@@ -158,7 +158,7 @@ public:
 
 TEST_P(Clients, QemuRealizesResetsEnablesMsixAndQuitsByEndOfFile)
 {
-    const auto fds = server_.open_fds();
+    const auto fds = idle_fds();
     const auto mappings = server_.mappings();
     for (int round = 0; round < 2; ++round) {
         QemuClient qemu(server_.connect());

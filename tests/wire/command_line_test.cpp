@@ -89,7 +89,7 @@ TEST_F(CommandLine, ExactlyOneOfSocketPathAndFd)
 TEST_F(CommandLine, BadArgumentsExitWithTwo)
 {
     expect_one_line(run({"--no-such-option", socket_option(), "testdev"}), 2, "--no-such-option");
-    expect_one_line(run({socket_option()}), 2, "nvme");
+    expect_one_line(run({socket_option()}), 2, "subcommand");
     expect_one_line(run({socket_option(), "no-such-model"}), 2, "no-such-model");
     expect_one_line(run({socket_option(), "nvme"}), 2, "--backing");
     expect_one_line(run({socket_option(), "--log-level=loud", "testdev"}), 2, "--log-level");
@@ -112,12 +112,12 @@ TEST_F(CommandLine, PathTooLongIsOneLine)
 {
     const auto outcome = run({"--socket-path=" + directory.path(std::string(120, 'x')), "testdev"});
     EXPECT_NE(outcome.status, 0);
-    expect_one_line(outcome, outcome.status, "long");
+    expect_one_line(outcome, outcome.status, "limit is 107");
 }
 
 TEST_F(CommandLine, DirectoryThatDoesNotExistIsOneLine)
 {
-    expect_one_line(run({"--socket-path=" + directory.path("no/such/vfu.sock"), "testdev"}), 1, "no/such/vfu.sock");
+    expect_one_line(run({"--socket-path=" + directory.path("no/such/vfu.sock"), "testdev"}), 1, "no/such/");
 }
 
 TEST_F(CommandLine, TermAndIntExitWithZeroAndUnlinkTheSocket)
@@ -153,7 +153,7 @@ TEST_F(CommandLine, LiveSocketIsRefused)
     Process first({loopback_program(), socket_option(), "testdev"});
     auto client = VfioUserClient::connect(socket);
     client.version();
-    expect_one_line(run({socket_option(), "testdev"}), 1, "use");
+    expect_one_line(run({socket_option(), "testdev"}), 1, "another server listens on " + socket);
     // The first one is unharmed.
     EXPECT_TRUE(socket_exists());
     EXPECT_EQ(client.device_info().num_regions, 9u);

@@ -349,7 +349,8 @@ void CoreServer::answer(std::span<const std::byte> request)
                   regions_.at(write.access.region).begin() + static_cast<std::ptrdiff_t>(write.access.offset));
         append(reply, write.access);
     } else if (header->type == Type::region_write_multi) {
-        for (const auto &write : decode_multi_write(payload).value()) {
+        const auto writes = decode_multi_write(payload).value();
+        for (const auto &write : writes) {
             std::copy_n(write.data, write.access.count,
                         regions_.at(write.access.region).begin() + static_cast<std::ptrdiff_t>(write.access.offset));
         }

@@ -211,7 +211,7 @@ TEST_P(Dma, AnFdOnUnmapIsClosedAndIgnored)
 TEST_P(Dma, EndOfFileReleasesEveryMappingAndFd)
 {
     const auto mappings = server_.mappings();
-    const auto fds = server_.open_fds();
+    const auto fds = idle_fds();
     for (int round = 0; round < 3; ++round) {
         auto client = session();
         GuestRam ram(0x100000, 2 * kMiB);

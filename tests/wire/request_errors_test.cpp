@@ -199,8 +199,8 @@ TEST_P(RequestErrors, IdsOfThePeerMayRepeat)
 TEST_P(RequestErrors, MoreFdsThanAMessageMayCarryDoNotLeak)
 {
     auto client = session();
-    const auto baseline = server_.open_fds();
     FdProbe probe;
+    const auto baseline = server_.open_fds();
     std::vector<int> fds(40, probe.fd());
     client.send(kSetIrqs, Packer().u32(20).u32(kDataEventfd | kActionTrigger).u32(kMsixIndex).u32(0).u32(40).take(),
                 fds, 0);

@@ -23,7 +23,7 @@ TEST_P(Session, SecondPeerIsRefusedWhileOneIsServed)
 
 TEST_P(Session, NextPeerIsServedAfterTheFirstOneLeft)
 {
-    const auto fds = server_.open_fds();
+    const auto fds = idle_fds();
     for (int round = 0; round < 20; ++round) {
         auto client = session();
         expect_alive(client);
@@ -33,7 +33,7 @@ TEST_P(Session, NextPeerIsServedAfterTheFirstOneLeft)
 
 TEST_P(Session, PeerThatConnectsAndLeavesWithoutAWordCostsNothing)
 {
-    const auto fds = server_.open_fds();
+    const auto fds = idle_fds();
     for (int round = 0; round < 20; ++round) {
         auto client = connect();
         client.close();
@@ -46,7 +46,7 @@ TEST_P(Session, PeerThatConnectsAndLeavesWithoutAWordCostsNothing)
 
 TEST_P(Session, PeerThatDiesInTheMiddleOfAnyMessageCostsNothing)
 {
-    const auto fds = server_.open_fds();
+    const auto fds = idle_fds();
     const auto mappings = server_.mappings();
     const auto map = Packer().bytes(header(1, kDmaMap, 48)).u32(32).u32(3).u64(0).u64(0).u64(65536).take();
     for (std::size_t cut = 1; cut < map.size(); cut += 5) {
@@ -61,7 +61,7 @@ TEST_P(Session, PeerThatDiesInTheMiddleOfAnyMessageCostsNothing)
 
 TEST_P(Session, PeerThatLeavesWithoutReadingItsRepliesCostsNothing)
 {
-    const auto fds = server_.open_fds();
+    const auto fds = idle_fds();
     for (int round = 0; round < 5; ++round) {
         auto client = session();
         GuestRam ram(0, 1 << 20);

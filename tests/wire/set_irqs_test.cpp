@@ -177,7 +177,7 @@ TEST_P(SetIrqs, SixteenFdsInOneMessageAreTakenEvenIfTheLimitSaidLess)
 
 TEST_P(SetIrqs, FdsAreReleasedAtTheEndOfTheSession)
 {
-    const auto baseline = server_.open_fds();
+    const auto baseline = idle_fds();
     {
         auto client = session();
         std::vector<EventFd> events(kVectors);

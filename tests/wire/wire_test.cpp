@@ -51,6 +51,13 @@ VfioUserClient WireTest::session()
     return client;
 }
 
+std::size_t WireTest::idle_fds()
+{
+    const auto client = session();  // the server has everything open by now
+    // The connection's own: the server's end, and with the core this process's end, too.
+    return server_.open_fds() - (server_.core() != nullptr ? 2 : 1);
+}
+
 bool eventually(const std::function<bool()> &condition)
 {
     const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds{10};

@@ -59,6 +59,8 @@ protected:
     {
         return client.transact(command, payload, fds).result();
     }
+    /// Open fds of the server's process while no peer is connected. Ends with a session that is over.
+    [[nodiscard]] std::size_t idle_fds();
     /// The session still answers.
     static void expect_alive(VfioUserClient &client) { EXPECT_EQ(client.device_info().num_regions, 9u); }
 
