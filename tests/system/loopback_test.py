@@ -45,7 +45,7 @@ def test_io_filesystem_reboot_and_orderly_end(stage):
 def test_killed_driver_vm_and_successor(stage):
     victim = new_driver(stage)
     victim.run("(while :; do dd if=/dev/nvme0n1p1 of=/dev/null bs=64k iflag=direct; done >/dev/null 2>&1 &)")
-    victim.run("until read a b c d e f g h i rest </sys/block/nvme0n1/stat; [ $i -gt 0 ]; do :; done", 30)
+    guestio.wait_for_requests(victim, 500)
     victim.kill()
     successor = new_driver(stage)
     assert guestio.read_direct(successor, "/dev/nvme0n1p1", SIZE)[1] == stage.digest

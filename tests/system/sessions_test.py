@@ -93,8 +93,7 @@ def test_killed_driver_vm_costs_only_its_session(stage):
     write_source(victim)
     victim.run("(while :; do dd if=/dev/zero of=/dev/nvme0n1 seek=32 bs=1M count=16 oflag=direct; done >/dev/null 2>&1 & "
                "while :; do dd if=/dev/nvme0n1 of=/dev/null bs=4k count=4096 iflag=direct; done >/dev/null 2>&1 &)")
-    in_flight = "read a b c d e f g h i rest </sys/block/nvme0n1/stat; [ $i -gt 0 ]"
-    victim.run(f"until {in_flight}; do :; done", 30)
+    guestio.wait_for_requests(victim, 500)
     victim.kill()
     wait_for_state(stage, "listening")
     assert mapped_guest_memory(stage.device.process) == []

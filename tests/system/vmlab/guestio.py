@@ -16,6 +16,12 @@ def wait_for_disk(vm, name="nvme0n1", seconds=60):
     return int(vm.run(f"cat {path}")) * 512
 
 
+def wait_for_requests(vm, count, name="nvme0n1", seconds=60):
+    """Waits until the disk has completed `count` more requests: I/O that goes on in the background is under way then."""
+    completed = f"$(awk '{{print $1 + $5}}' /sys/block/{name}/stat)"
+    vm.run(f"start={completed}; until [ {completed} -ge $((start + {count})) ]; do :; done", seconds)
+
+
 def controller(vm, name="nvme0"):
     """What the driver read from the controller, and from PCI configuration space."""
     def attribute(path):
