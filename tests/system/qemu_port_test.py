@@ -3,6 +3,7 @@
 
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -295,6 +296,26 @@ def test_second_peer_is_refused(driver, session, path):
     with client.Peer(path) as second:
         assert second.closed_by_device()
     assert session.call(client.REGION_INFO, struct.pack("=IIIIQQ", 32, 0, 7, 0, 0, 0))[1] == 0
+
+
+@pytest.mark.parametrize("last_words", [0, 200])
+def test_successor_of_a_peer_that_just_died_is_served(machine, driver, session, path, last_words):
+    # Stopped meanwhile, QEMU finds the end of one connection and the next one at the same time.
+    os.kill(machine.process.pid, signal.SIGSTOP)
+    for _ in range(last_words):
+        session.send(client.REGION_READ, struct.pack("=QII", 0, 0, 4))
+    session.close()
+    with client.Peer(path) as successor:
+        successor.send_version()
+        os.kill(machine.process.pid, signal.SIGCONT)
+        request = driver.request()
+        while request.type == drv.REGION_READ:
+            driver.reply(request, request.payload + bytes(4))
+            request = driver.request()
+        assert (request.type, request.payload[0]) == (drv.PEER, 2)
+        driver.reply(request)
+        assert driver.begin_session().epoch == 2
+        assert successor.receive()[:2] == (client.VERSION, 0)
 
 
 #= VVFU-INIT-3

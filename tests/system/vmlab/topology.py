@@ -57,9 +57,15 @@ class Lab:
             self._images[name] = initramfs.build(self.directory / f"{name}.initramfs", self.kernel, modules, **contents)
         return self._images[name]
 
+    def _stripped(self, program):
+        """Without debug information, which would fill the guest's memory."""
+        target = self.directory / program.name
+        subprocess.run(["strip", "-o", target, program], check=True)
+        return target
+
     def device_image(self):
         return self._image("device", ["virtio_blk", "vfio_iommu_type1", "vfio-pci"],
-                           static_programs=[host.program("vvfu-guest")])
+                           static_programs=[self._stripped(host.program("vvfu-guest"))])
 
     def driver_image(self, extra=()):
         """extra: more programs than every driver guest has."""
