@@ -8,8 +8,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <boost/uuid/string_generator.hpp>
-#include <boost/uuid/uuid.hpp>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
@@ -23,6 +21,7 @@
 #include "vvfu/guest/reactor.hpp"
 #include "vvfu/guest/session.hpp"
 #include "vvfu/guest/thread_pool.hpp"
+#include "vvfu/guest/vfio_transport.hpp"
 #include "vvfu/loopback/loopback_port.hpp"
 
 namespace vvfu::loopback {
@@ -44,22 +43,13 @@ struct Options {
 
 std::string check_uuid(const std::string &text)
 {
-    try {
-        static_cast<void>(boost::uuids::string_generator{}(text));
-        return {};
-    } catch (const std::exception &) {
-        return "'" + text + "' is not a UUID";
-    }
+    return guest::parse_uuid(text) ? std::string{} : "'" + text + "' is not a UUID";
 }
 
-Uuid parse_uuid(const std::string &text)
+std::string check_pages(const std::string &bytes)
 {
-    Uuid uuid{};
-    if (!text.empty()) {
-        const auto parsed = boost::uuids::string_generator{}(text);
-        std::copy(parsed.begin(), parsed.end(), uuid.begin());
-    }
-    return uuid;
+    constexpr std::uint64_t kPage = 4096;
+    return std::stoull(bytes) % kPage == 0 ? std::string{} : bytes + " is not a multiple of 4096";
 }
 
 void add_options(CLI::App &app, Options &options)
@@ -75,14 +65,16 @@ void add_options(CLI::App &app, Options &options)
     where->require_option(1);
     app.add_option("--uuid", options.uuid, "Identity of the virtio-vfio-user device")
         ->type_name("UUID")
-        ->check(CLI::Validator{[](std::string &text) { return check_uuid(text); }, ""});
+        ->check(check_uuid);
     app.add_option("--window-size", options.window_size, "Peer memory that can be mapped at a time (default: 256G)")
         ->type_name("SIZE")
-        ->transform(size);
+        ->transform(size)
+        ->check(check_pages);
     app.add_option("--region-memory-size", options.region_memory_size,
                    "Memory for device areas that the peer may map (default: what the model needs)")
         ->type_name("SIZE")
-        ->transform(size);
+        ->transform(size)
+        ->check(check_pages);
     app.add_option("--doorbells", options.doorbells, "Interrupt vectors that the device can have (default: 64)")
         ->type_name("N")
         ->check(CLI::Range(1u, kMaxDoorbells));
@@ -105,7 +97,7 @@ void add_options(CLI::App &app, Options &options)
 core::CoreConfig core_config(const Options &options, std::uint64_t model_region_memory)
 {
     core::CoreConfig config;
-    config.uuid = parse_uuid(options.uuid);
+    config.uuid = guest::parse_uuid(options.uuid).value_or(Uuid{});
     config.window_size = options.window_size;
     config.region_memory_size = std::max(options.region_memory_size, model_region_memory);
     config.doorbells = options.doorbells;
@@ -187,16 +179,23 @@ int run(const Options &options, const cli::DeviceModels &models)
 
 int main_checked(int argc, char **argv)
 {
-    const cli::ProgramInfo info{kProgram, "vfio-user", {}};
+    const cli::ProgramInfo info{kProgram, "vfio-user", {"socket-path", "fd", "log-format-json"}};
     CLI::App app{"vfio-user server with an emulated PCI device, for unmodified vfio-user clients", kProgram};
     Options options;
     guest::LogOptions log;
     add_options(app, options);
     cli::add_common_options(app, info, log);
     cli::DeviceModels models{app};
-    app.require_subcommand(1);
     if (const auto status = cli::parse_command_line(app, info, log, argc, argv)) {
         return *status;
+    }
+    if (!models.chosen()) {
+        std::string names;
+        for (const auto &name : cli::DeviceModels::names()) {
+            names += (names.empty() ? "" : " or ") + name;
+        }
+        std::cerr << kProgram << ": a subcommand is required: " << names << " (see " << kProgram << " --help)\n";
+        return cli::kExitUsage;
     }
     return run(options, models);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "device_side.hpp"
 
+#include <poll.h>
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -390,8 +391,25 @@ void DeviceSide::unlisten()
     resources_.listener.close();
 }
 
+/// A peer that has hung up makes room for the next one, once the core has read what it sent last.
+bool DeviceSide::finish_departed_peer()
+{
+    pollfd poll{peer_->fd(), 0, 0};
+    if (::poll(&poll, 1, 0) != 1 || (poll.revents & (POLLHUP | POLLERR)) == 0) {
+        return true;  // it is here to stay, and the new one is refused
+    }
+    while (peer_ && (peer_events_ & EPOLLIN) != 0) {
+        receive();
+    }
+    return !peer_;
+}
+
 void DeviceSide::on_connection()
 {
+    if (peer_ && !finish_departed_peer()) {
+        reactor_->modify(resources_.listener.fd(), 0);  // until drop_peer()
+        return;
+    }
     Fd fd{::accept4(resources_.listener.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
     if (!fd) {
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
@@ -494,6 +512,9 @@ void DeviceSide::drop_peer()
     }
     peer_events_ = 0;
     peer_refused_bytes_ = false;
+    if (resources_.listener.fd() >= 0) {
+        reactor_->modify(resources_.listener.fd(), EPOLLIN);
+    }
     // Its receive buffer may be what the core is looking at; the connection itself ends now.
     ::shutdown(peer_->fd(), SHUT_RDWR);
     closed_peer_ = std::move(peer_);

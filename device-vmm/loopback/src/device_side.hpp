@@ -90,6 +90,7 @@ private:
 
     // events of the thread
     void on_connection();
+    [[nodiscard]] bool finish_departed_peer();
     void on_peer(std::uint32_t events);
     void on_kick(unsigned queue);
     void receive();
