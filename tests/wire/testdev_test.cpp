@@ -183,6 +183,8 @@ TEST_F(TestdevWire, IntxIsLevelTriggeredAndTheResampleFdUnmasks)
     EXPECT_EQ(intx.wait(), 1u);
 }
 
+//= VVFU-DOORBELL-6
+//= type=test
 TEST_F(TestdevWire, CopiesThroughTheWindowAreExact)
 {
     use_msix();

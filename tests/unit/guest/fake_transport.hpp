@@ -155,7 +155,7 @@ public:
     {
         controlq::DeviceQueue::Element element;
         const auto found = queues_[kRequestQueue]->pop(element);
-        if (!found || !*found) {
+        if (!found || !*found || element.writable_bytes() < message.size()) {
             return false;
         }
         element.write(message);

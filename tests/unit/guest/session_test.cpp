@@ -214,6 +214,7 @@ protected:
 // ---- bring-up and registration ----
 
 //= VVFU-INIT-1
+//= VVFU-QUEUE-5
 //= type=test
 TEST_F(SessionTest, SetsUpAllQueuesFillsTheRequestQueueAndRegistersTheModel)
 {
@@ -233,7 +234,7 @@ TEST_F(SessionTest, SetsUpAllQueuesFillsTheRequestQueueAndRegistersTheModel)
     run();
     EXPECT_EQ(registered, "ok");
     for (unsigned i = 0; i < kQueueSize; ++i) {
-        EXPECT_TRUE(transport.push_request(std::vector<std::byte>(32)));
+        EXPECT_TRUE(transport.push_request(std::vector<std::byte>(transport.device_config.request_buffer_size)));
     }
 }
 
@@ -261,8 +262,6 @@ TEST_F(SessionTest, AMissingFeatureFailsTheStart)
     EXPECT_FALSE(transport.driver_is_ok);
 }
 
-//= VVFU-QUEUE-2
-//= type=test
 TEST_F(SessionTest, AMissingQueueOrTooLittleMemoryFailsTheStart)
 {
     transport.missing_queues = {kReplyQueue};
@@ -295,6 +294,9 @@ TEST_F(SessionTest, ADeviceThatDoesNotAnswerTheRegistrationFailsTheStart)
 
 // ---- requests ----
 
+//= VVFU-QUEUE-8
+//= VVFU-ACCESS-2
+//= type=test
 TEST_F(SessionTest, ReadsAndWritesRegistersInOrder)
 {
     start_connected();
@@ -315,7 +317,7 @@ TEST_F(SessionTest, ReadsAndWritesRegistersInOrder)
     EXPECT_EQ(model.log, (std::vector<std::string>{"write 0+8", "read 0+8"}));
 }
 
-//= VVFU-MSG-6
+//= VVFU-MSG-5
 //= type=test
 TEST_F(SessionTest, APostedWriteGetsNoReplyNotEvenAnError)
 {
@@ -385,7 +387,7 @@ TEST_F(SessionTest, MalformedPayloadsAreRefusedWithAText)
     EXPECT_EQ(session->counters().bad_requests, 8u);
 }
 
-//= VVFU-MSG-7
+//= VVFU-MSG-6
 //= type=test
 TEST_F(SessionTest, UnknownRequestsAreUnsupported)
 {
@@ -395,7 +397,7 @@ TEST_F(SessionTest, UnknownRequestsAreUnsupported)
     }
 }
 
-//= VVFU-SESSION-8
+//= VVFU-SESSION-7
 //= type=test
 TEST_F(SessionTest, RequestsOfAnotherEpochAreStaleAndHaveNoEffect)
 {
@@ -471,7 +473,7 @@ TEST_F(SessionTest, AnAnnouncedRangeIsThePeersMemoryInTheWindow)
     EXPECT_EQ(out[0], std::byte{42});
 }
 
-//= VVFU-MEMORY-4
+//= VVFU-MEMORY-3
 //= type=test
 TEST_F(SessionTest, RangesOutsideTheWindowAreRefused)
 {
@@ -487,7 +489,7 @@ TEST_F(SessionTest, RangesOutsideTheWindowAreRefused)
     EXPECT_EQ(add(0x1000, 0), Status::busy) << "overlap";
 }
 
-//= VVFU-MEMORY-2
+//= VVFU-MEMORY-1
 //= type=test
 TEST_F(SessionTest, TheAnswerToAWithdrawalWaitsUntilTheRangeIsNotUsed)
 {
@@ -539,7 +541,7 @@ TEST_F(SessionTest, MessageOnlyMemoryIsReadByMessage)
     const auto access = control::decode_dma_access(chain->payload());
     ASSERT_TRUE(access);
     EXPECT_EQ(*access, (control::DmaAccess{0x10010, 4}));
-    //= VVFU-QUEUE-3
+    //= VVFU-QUEUE-2
     //= type=test
     EXPECT_GE(chain->element.writable_bytes(), 48u + 4u);
     transport.complete(*chain, Status::ok, payload_of(*access, bytes({1, 2, 3, 4})));
@@ -549,7 +551,7 @@ TEST_F(SessionTest, MessageOnlyMemoryIsReadByMessage)
     EXPECT_EQ(out[3], std::byte{4});
 }
 
-//= VVFU-CONF-5
+//= VVFU-CONF-3
 //= type=test
 TEST_F(SessionTest, ALargeTransferIsSplitAndManyPartsAreOutstanding)
 {
@@ -578,7 +580,7 @@ TEST_F(SessionTest, ALargeTransferIsSplitAndManyPartsAreOutstanding)
         }
         ASSERT_FALSE(chains.empty());
         most = std::max(most, chains.size());
-        //= VVFU-QUEUE-5
+        //= VVFU-QUEUE-4
         //= type=test
         for (auto chain = chains.rbegin(); chain != chains.rend(); ++chain) {
             transport.complete(*chain, Status::ok, payload_of(*control::decode_dma_access(chain->payload().first(16))));
@@ -610,6 +612,8 @@ TEST_F(SessionTest, StatusOfAMessageBecomesTheErrorOfTheTransfer)
     }
 }
 
+//= VVFU-QUEUE-10
+//= type=test
 TEST_F(SessionTest, RequestsAreServedWhileTransfersAreOutstanding)
 {
     start_connected();
@@ -639,7 +643,7 @@ TEST_F(SessionTest, RequestsAfterAResetWaitUntilTheModelHasFinishedIt)
     start_connected();
     model.hold_resets = true;
     const auto id = send(Type::device_reset, {});
-    //= VVFU-RESET-3
+    //= VVFU-RESET-2
     //= type=test
     send(Type::region_write, payload_of(control::RegionAccess{0, 0, 1}, bytes({5})));
     send(Type::memory_info,
@@ -690,7 +694,7 @@ TEST_F(SessionTest, ABacklogBeyondItsLimitStaysInTheRingAndIsServedLater)
               Status::ok);
 }
 
-//= VVFU-SESSION-10
+//= VVFU-SESSION-8
 //= type=test
 TEST_F(SessionTest, WhenThePeerIsGoneItsMemoryIsForgottenAndTheModelResetBeforeTheAnswer)
 {
@@ -700,7 +704,7 @@ TEST_F(SessionTest, WhenThePeerIsGoneItsMemoryIsForgottenAndTheModelResetBeforeT
     control::Peer down;
     down.op = control::PeerOp::down;
     down.reason = control::DownReason::peer_closed;
-    //= VVFU-SESSION-9
+    //= VVFU-SESSION-8
     //= type=test
     EXPECT_EQ(status_of(request(Type::peer, payload_of(down))), std::nullopt);
     EXPECT_EQ(model.log, (std::vector<std::string>{"gone"}));
