@@ -5,6 +5,7 @@
  * non-blocking and bounded per callback.
  */
 #include "qemu/osdep.h"
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include "qemu/cutils.h"
@@ -264,12 +265,17 @@ static void vvfu_peer_writable(void *opaque)
     vvfu_leave(s);
 }
 
+static void vvfu_watch_listener(VirtioVfioUser *s, bool on);
+
 void vvfu_peer_rearm(VirtioVfioUser *s)
 {
     VvfuPeer *peer = &s->peer;
     bool read, write;
 
     if (peer->fd < 0) {
+        if (peer->listening && !timer_pending(peer->accept_retry)) {
+            vvfu_watch_listener(s, true);
+        }
         return;
     }
     read = vvfu_core_wants_peer_data(s->core);
@@ -304,11 +310,31 @@ void vvfu_close_peer(void *opaque)
 
 /* ---- accepting ---- */
 
-static void vvfu_watch_listener(VirtioVfioUser *s);
+static void vvfu_acceptable(void *opaque);
+
+static void vvfu_watch_listener(VirtioVfioUser *s, bool on)
+{
+    if (s->peer.watch_listener != on) {
+        s->peer.watch_listener = on;
+        qemu_set_fd_handler(s->peer.listener, on ? vvfu_acceptable : NULL, NULL,
+                            s);
+    }
+}
 
 static void vvfu_retry_accept(void *opaque)
 {
-    vvfu_watch_listener(opaque);
+    VirtioVfioUser *s = opaque;
+
+    vvfu_watch_listener(s, s->peer.listening);
+}
+
+/* The peer is gone, but the core has not come to the end of its data yet. */
+static bool vvfu_peer_hung_up(const VvfuPeer *peer)
+{
+    struct pollfd poll_fd = { .fd = peer->fd };
+
+    return peer->fd >= 0 && poll(&poll_fd, 1, 0) == 1 &&
+           (poll_fd.revents & POLLHUP);
 }
 
 static void vvfu_serve(VirtioVfioUser *s, int fd)
@@ -339,9 +365,15 @@ static void vvfu_acceptable(void *opaque)
 
     object_ref(OBJECT(s->pci));
     for (int i = 0; i < VVFU_MAX_ACCEPTS && s->peer.listening; i++) {
-        int fd =
-            accept4(s->peer.listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        int fd;
 
+        if (vvfu_peer_hung_up(&s->peer)) {
+            /* Its successor waits in the backlog, see vvfu_peer_rearm(). */
+            vvfu_watch_listener(s, false);
+            break;
+        }
+        fd =
+            accept4(s->peer.listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
             vvfu_serve(s, fd);
             continue;
@@ -351,20 +383,13 @@ static void vvfu_acceptable(void *opaque)
             /* The connection stays acceptable: watching would spin. */
             warn_report_once("virtio-vfio-user: cannot accept a peer: %s",
                              strerror(errno));
-            qemu_set_fd_handler(s->peer.listener, NULL, NULL, NULL);
+            vvfu_watch_listener(s, false);
             timer_mod_ns(s->peer.accept_retry,
                          vvfu_now() + VVFU_ACCEPT_RETRY_NS);
         }
         break;
     }
     object_unref(OBJECT(s->pci));
-}
-
-static void vvfu_watch_listener(VirtioVfioUser *s)
-{
-    if (s->peer.listening) {
-        qemu_set_fd_handler(s->peer.listener, vvfu_acceptable, NULL, s);
-    }
 }
 
 /* ---- listening ---- */
@@ -455,7 +480,7 @@ int vvfu_listen(void *opaque)
     trace_virtio_vfio_user_listen(path ? path : s->socket->u.fd.str, ret);
     if (ret == 0) {
         s->peer.listening = true;
-        vvfu_watch_listener(s);
+        vvfu_watch_listener(s, true);
     }
     return ret;
 }
@@ -484,7 +509,7 @@ void vvfu_unlisten(void *opaque)
     trace_virtio_vfio_user_unlisten();
     peer->listening = false;
     timer_del(peer->accept_retry);
-    qemu_set_fd_handler(peer->listener, NULL, NULL, NULL);
+    vvfu_watch_listener(s, false);
     if (!peer->listener_passed) {
         vvfu_peer_remove_socket(s);
         close(peer->listener);

@@ -70,6 +70,7 @@ typedef struct VvfuMessage {
 typedef struct VvfuPeer {
     int listener;                 /* -1: none */
     bool listener_passed;         /* "fd": it outlives unlisten() */
+    bool watch_listener;          /* what the main loop is told */
     bool listening;               /* the core wants peers */
     struct stat listener_stat;    /* of the path bound, to remove no other */
     QEMUTimer *accept_retry;      /* accept() ran out of a host resource */
