@@ -65,6 +65,7 @@ void AdminCommands::execute(const CommandPtr &command)
         case AdminOpcode::set_features: set_features(command); return;
         case AdminOpcode::get_features: get_features(command); return;
         case AdminOpcode::async_event_request: async_event_request(command); return;
+        case AdminOpcode::doorbell_buffer_config: doorbell_buffer_config(command); return;
     }
     engine_.complete(command, Status::invalid_opcode);
 }
@@ -281,6 +282,14 @@ void AdminCommands::async_event_request(const CommandPtr &command)
     if (!events_.request(command)) {
         engine_.complete(command, Status::async_event_limit_exceeded);
     }
+}
+
+void AdminCommands::doorbell_buffer_config(const CommandPtr &command)
+{
+    const auto &entry = command->entry;
+    const auto page_size = std::uint64_t{1} << context_.page_shift();
+    const guest::DmaAddress shadow{std::uint64_t{entry.prp1}}, event_index{std::uint64_t{entry.prp2}};
+    engine_.complete(command, engine_.use_shadow_doorbells(shadow, event_index, page_size));
 }
 
 }  // namespace vvfu::nvme

@@ -51,6 +51,7 @@ private:
     void get_features(const CommandPtr &command);
     void set_features(const CommandPtr &command);
     void async_event_request(const CommandPtr &command);
+    void doorbell_buffer_config(const CommandPtr &command);
     void raise_temperature_event();
 
     AdminContext &context_;

@@ -112,14 +112,23 @@ void Controller::doorbell(std::uint64_t index, std::uint32_t value)
         invalid_doorbell(kInvalidDoorbellRegister);
         return;
     }
-    if (sq ? !engine_.sq_doorbell(*sq, value) : !engine_.cq_doorbell(*cq, value)) {
+    if (sq ? !engine_.sq_doorbell(sq, value) : !engine_.cq_doorbell(*cq, value)) {
         invalid_doorbell(kInvalidDoorbellValue);
         return;
     }
     engine_.kick();
     if (cq) {
-        update_intx();
+        follow_head(*cq);
     }
+}
+
+/// The level of INTA# follows the head, so with shadow doorbells every move of it must be announced.
+void Controller::follow_head(CompletionQueue &cq)
+{
+    if (!msix_enabled()) {
+        engine_.refresh_head(cq);
+    }
+    update_intx();
 }
 
 void Controller::invalid_doorbell(const AsyncEvent &event)
@@ -267,7 +276,7 @@ void Controller::entries_posted(CompletionQueue &cq)
     if (cq.interrupts && msix_enabled()) {
         interrupts_.completions(cq.vector, cq.unsignalled);
     }
-    update_intx();
+    follow_head(cq);
 }
 
 void Controller::fatal()

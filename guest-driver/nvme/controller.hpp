@@ -38,6 +38,7 @@ private:
     void write_dword(std::uint64_t offset, std::uint32_t value);
     void doorbell(std::uint64_t index, std::uint32_t value);
     void invalid_doorbell(const AsyncEvent &event);
+    void follow_head(CompletionQueue &cq);
 
     // ---- life cycle: brings CSTS to where CC wants it, one transition at a time ----
     void reconcile();
@@ -54,6 +55,7 @@ private:
     bool command_failed(const Command &command, Status status) override;
     void entries_posted(CompletionQueue &cq) override;
     void fatal() override;
+    void invalid_doorbell_value() override { invalid_doorbell(kInvalidDoorbellValue); }
     [[nodiscard]] bool dma_allowed() override { return bus_master(); }
 
     // ---- AdminContext ----

@@ -142,6 +142,8 @@ std::vector<std::byte> controller_page(const ControllerIdentity &identity)
     page.mdts = kMdts;
     page.ver = kVersion;
     page.cntrltype = 1;  // I/O controller
+    constexpr std::uint16_t kDoorbellBufferConfig = 1u << 8;
+    page.oacs = kDoorbellBufferConfig;
     page.acl = 3;
     page.aerl = kAsyncEventRequests - 1;
     page.frmw = 1u << 1 | 1u << 0;  // one slot, read only

@@ -145,8 +145,9 @@ std::vector<std::byte> commands_supported_page()
 {
     EffectsPage page;
     using enum AdminOpcode;
-    for (const auto opcode : {delete_io_sq, create_io_sq, get_log_page, delete_io_cq, create_io_cq, identify,
-                              AdminOpcode::abort, set_features, get_features, async_event_request}) {
+    for (const auto opcode :
+         {delete_io_sq, create_io_sq, get_log_page, delete_io_cq, create_io_cq, identify, AdminOpcode::abort,
+          set_features, get_features, async_event_request, doorbell_buffer_config}) {
         page.admin[static_cast<std::uint8_t>(opcode)] = kSupported;
     }
     for (const auto opcode : {IoOpcode::flush, IoOpcode::read, IoOpcode::compare}) {

@@ -59,6 +59,10 @@ void write_entry(std::span<const iovec> pieces, std::size_t offset, const Comple
 void QueueEngine::create_cq(std::shared_ptr<CompletionQueue> cq)
 {
     const auto id = cq->id;
+    if (id != 0 && shadows_.enabled()) {
+        cq->shadowed = true;
+        shadows_.initialise(ShadowDoorbells::cq_register(id), 0);
+    }
     cqs_[id] = std::move(cq);
 }
 
@@ -66,6 +70,10 @@ void QueueEngine::create_sq(std::shared_ptr<SubmissionQueue> sq)
 {
     ++sq->cq->submission_queues;
     const auto id = sq->id;
+    if (id != 0 && shadows_.enabled()) {
+        sq->shadowed = true;
+        shadows_.initialise(ShadowDoorbells::sq_register(id), 0);
+    }
     sqs_[id] = std::move(sq);
 }
 
@@ -129,6 +137,8 @@ void QueueEngine::clear()
         sq->drained = nullptr;
     }
     draining_.clear();
+    unarmed_.clear();
+    shadows_.reset();
     sqs_.clear();
     cqs_.clear();
     dirty_.clear();
@@ -138,7 +148,7 @@ void QueueEngine::clear()
 
 // ---- doorbells and rounds ----
 
-bool QueueEngine::sq_doorbell(SubmissionQueue &sq, std::uint32_t tail)
+bool QueueEngine::set_tail(SubmissionQueue &sq, std::uint32_t tail) noexcept
 {
     if (tail >= sq.ring.size || sq.ring.distance(sq.ring.tail, tail) > sq.ring.free()) {
         return false;
@@ -147,15 +157,132 @@ bool QueueEngine::sq_doorbell(SubmissionQueue &sq, std::uint32_t tail)
     return true;
 }
 
-bool QueueEngine::cq_doorbell(CompletionQueue &cq, std::uint32_t head)
+bool QueueEngine::set_head(CompletionQueue &cq, std::uint32_t head) noexcept
 {
     if (head >= cq.ring.size || cq.ring.distance(cq.ring.head, head) > cq.ring.used()) {
         return false;
     }
     cq.ring.head = head;
+    return true;
+}
+
+bool QueueEngine::sq_doorbell(const std::shared_ptr<SubmissionQueue> &sq, std::uint32_t tail)
+{
+    if (!sq->shadowed) {
+        return set_tail(*sq, tail);
+    }
+    // The register write may be older than what has been taken from host memory already.
+    const auto shadow = shadows_.read(ShadowDoorbells::sq_register(sq->id));
+    mark_unarmed(sq);
+    return !shadow || set_tail(*sq, *shadow);
+}
+
+bool QueueEngine::cq_doorbell(CompletionQueue &cq, std::uint32_t head)
+{
+    if (cq.shadowed) {
+        head = shadows_.read(ShadowDoorbells::cq_register(cq.id)).value_or(cq.ring.head);
+    }
+    if (!set_head(cq, head)) {
+        return false;
+    }
     if (!cq.waiting.empty() && !cq.dirty) {
         cq.dirty = true;
         dirty_.push_back(cqs_.at(cq.id));
+    }
+    return true;
+}
+
+Status QueueEngine::use_shadow_doorbells(guest::DmaAddress shadow, guest::DmaAddress event_index,
+                                         std::uint64_t page_size)
+{
+    const auto status = shadows_.configure(shadow, event_index, page_size);
+    if (status != Status::success) {
+        return status;
+    }
+    for (const auto &[id, cq] : cqs_) {
+        if (id != 0) {
+            adopt_shadow(*cq);
+        }
+    }
+    for (const auto &[id, sq] : sqs_) {
+        if (id != 0) {
+            adopt_shadow(sq);
+        }
+    }
+    return Status::success;
+}
+
+/// A host may have used the buffers for a while (Linux does), or have left them zero and written the register only.
+void QueueEngine::adopt_shadow(const std::shared_ptr<SubmissionQueue> &sq)
+{
+    sq->shadowed = true;
+    const auto index = ShadowDoorbells::sq_register(sq->id);
+    const auto shadow = shadows_.read(index);
+    if (shadow && *shadow != 0 && set_tail(*sq, *shadow)) {
+        mark_unarmed(sq);
+    } else if (shadow) {
+        shadows_.initialise(index, sq->ring.tail);
+    }
+}
+
+void QueueEngine::adopt_shadow(CompletionQueue &cq)
+{
+    cq.shadowed = true;
+    const auto index = ShadowDoorbells::cq_register(cq.id);
+    const auto shadow = shadows_.enabled() ? shadows_.read(index) : std::nullopt;
+    if (shadow && (*shadow == 0 || !set_head(cq, *shadow))) {
+        shadows_.initialise(index, cq.ring.head);
+    }
+}
+
+bool QueueEngine::refresh_head(CompletionQueue &cq)
+{
+    if (!cq.shadowed || !shadows_.enabled()) {
+        return false;
+    }
+    const auto before = cq.ring.head;
+    const auto head = shadows_.arm(ShadowDoorbells::cq_register(cq.id), before);
+    if (head && !set_head(cq, *head)) {
+        client_.invalid_doorbell_value();
+    }
+    return cq.ring.head != before;
+}
+
+void QueueEngine::mark_unarmed(const std::shared_ptr<SubmissionQueue> &sq)
+{
+    if (!std::exchange(sq->unarmed, true)) {
+        unarmed_.push_back(sq);
+    }
+}
+
+/// Has the host write the registers of queues that have become empty. True: one of them is not empty any more.
+bool QueueEngine::rearm()
+{
+    if (!running_ || !client_.dma_allowed()) {
+        return false;
+    }
+    bool more = false;
+    std::erase_if(unarmed_, [&](const auto &sq) {
+        if (!sq->deleted && shadows_.enabled() && (sq->ring.used() > 0 || rearm(*sq))) {
+            more = more || sq->ring.used() > 0;
+            return false;
+        }
+        sq->unarmed = false;
+        return true;
+    });
+    return more && next_ready() != nullptr;
+}
+
+/// True: the queue has new entries, and its register is not asked for.
+bool QueueEngine::rearm(SubmissionQueue &sq)
+{
+    const auto tail = shadows_.arm(ShadowDoorbells::sq_register(sq.id), sq.ring.tail);
+    if (!tail || *tail == sq.ring.tail) {
+        return false;
+    }
+    if (!set_tail(sq, *tail)) {
+        client_.invalid_doorbell_value();
+        return false;
     }
     return true;
 }
@@ -187,23 +314,27 @@ void QueueEngine::schedule_kick()
 
 void QueueEngine::kick()
 {
-    if (in_round_ || !running_) {
-        return;
+    if (!in_round_ && running_) {
+        round([this] { process(); });
     }
-    round([this] {
-        post_dirty();
-        std::uint32_t started = 0;
+}
+
+void QueueEngine::process()
+{
+    post_dirty();
+    std::uint32_t started = 0;
+    do {
         while (const auto sq = next_ready()) {
             if (started >= kRoundBudget) {
                 schedule_kick();
-                break;
+                return;
             }
             started += sq->fetchable(burst_);
             last_served_ = sq->id;
             fetch(sq);
             post_dirty();
         }
-    });
+    } while (rearm());
 }
 
 /// Round robin over the submission queues that have something to fetch (NVMe 4.13.1).
@@ -360,10 +491,10 @@ bool QueueEngine::post_batch(const std::shared_ptr<CompletionQueue> &cq)
         return false;
     }
     auto &ring = cq->ring;
-    const auto count = std::min({static_cast<std::uint32_t>(cq->waiting.size()), ring.free(), ring.size - ring.tail});
-    if (count == 0) {
+    if (cq->waiting.empty() || (ring.free() == 0 && !refresh_head(*cq))) {
         return false;
     }
+    const auto count = std::min({static_cast<std::uint32_t>(cq->waiting.size()), ring.free(), ring.size - ring.tail});
     cq->writing = true;
     const guest::DmaSegment segment{cq->base + std::uint64_t{ring.tail} * sizeof(CompletionEntry),
                                     std::uint64_t{count} * sizeof(CompletionEntry)};

@@ -9,6 +9,7 @@
 
 #include "activity.hpp"
 #include "queues.hpp"
+#include "shadow_doorbells.hpp"
 #include "vvfu/guest/device_model.hpp"
 
 namespace vvfu::nvme {
@@ -26,6 +27,8 @@ public:
     virtual void entries_posted(CompletionQueue &cq) = 0;
     /// A queue's own memory cannot be reached: Controller Fatal Status.
     virtual void fatal() = 0;
+    /// The host has put an impossible value into a shadow doorbell.
+    virtual void invalid_doorbell_value() = 0;
     [[nodiscard]] virtual bool dma_allowed() = 0;
 };
 
@@ -34,7 +37,7 @@ public:
 class QueueEngine {
 public:
     QueueEngine(guest::DeviceServices services, Activity &activity, QueueEngineClient &client)
-        : services_(services), activity_(activity), client_(client)
+        : services_(services), activity_(activity), client_(client), shadows_(services.dma, [this] { client_.fatal(); })
     {
     }
     ~QueueEngine() { clear(); }
@@ -56,9 +59,15 @@ public:
 
     // ---- operation ----
 
-    /// New tail or head from a doorbell. False: not a value that the host may write now.
-    [[nodiscard]] bool sq_doorbell(SubmissionQueue &sq, std::uint32_t tail);
+    /// New tail or head from a doorbell register (a queue with shadow doorbells has the newer value there). False: not
+    /// a value that the host may write now.
+    [[nodiscard]] bool sq_doorbell(const std::shared_ptr<SubmissionQueue> &sq, std::uint32_t tail);
     [[nodiscard]] bool cq_doorbell(CompletionQueue &cq, std::uint32_t head);
+    /// Takes the doorbells of I/O queues from host memory from now on; for queues made later, too.
+    [[nodiscard]] Status use_shadow_doorbells(guest::DmaAddress shadow, guest::DmaAddress event_index,
+                                              std::uint64_t page_size);
+    /// Takes over the head from a shadow doorbell, if there is one, and has the host write the register next time.
+    bool refresh_head(CompletionQueue &cq);
     /// Processes what there is; the rest of a long backlog in a posted task.
     void kick();
     /// Ends a command. Later calls for the same command have no effect.
@@ -77,6 +86,14 @@ private:
     template <typename F>
     void round(F work);
     void schedule_kick();
+    void process();
+    [[nodiscard]] bool set_tail(SubmissionQueue &sq, std::uint32_t tail) noexcept;
+    [[nodiscard]] bool set_head(CompletionQueue &cq, std::uint32_t head) noexcept;
+    void mark_unarmed(const std::shared_ptr<SubmissionQueue> &sq);
+    [[nodiscard]] bool rearm();
+    [[nodiscard]] bool rearm(SubmissionQueue &sq);
+    void adopt_shadow(const std::shared_ptr<SubmissionQueue> &sq);
+    void adopt_shadow(CompletionQueue &cq);
     [[nodiscard]] std::shared_ptr<SubmissionQueue> next_ready() const;
     void fetch(const std::shared_ptr<SubmissionQueue> &sq);
     void fetched(const std::shared_ptr<SubmissionQueue> &sq, std::uint32_t count);
@@ -103,6 +120,8 @@ private:
     bool in_round_ = false;
     bool kick_posted_ = false;
     std::vector<std::shared_ptr<CompletionQueue>> dirty_, to_signal_;
+    ShadowDoorbells shadows_;
+    std::vector<std::shared_ptr<SubmissionQueue>> unarmed_;
 };
 
 }  // namespace vvfu::nvme

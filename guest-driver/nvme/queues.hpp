@@ -58,6 +58,7 @@ struct CompletionQueue {
     bool writing = false;         ///< a write of entries has not finished
     bool dirty = false;           ///< `waiting` has grown since it was last looked at
     bool deleted = false;
+    bool shadowed = false;          ///< the head is in host memory, see ShadowDoorbells
     std::uint32_t unsignalled = 0;  ///< entries in memory since the last interrupt
 };
 
@@ -71,6 +72,8 @@ struct SubmissionQueue {
     bool fetching = false;
     std::vector<CommandPtr> commands;  ///< being carried out
     std::uint32_t in_flight = 0;       ///< commands, and completions in cq->waiting
+    bool shadowed = false;             ///< the tail is in host memory, see ShadowDoorbells
+    bool unarmed = false;              ///< the host need not tell us about new entries now
     bool deleted = false;
     std::function<void()> drained;  ///< set by deletion: nothing of the queue is left
 

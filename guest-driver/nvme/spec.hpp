@@ -124,6 +124,7 @@ enum class AdminOpcode : std::uint8_t {
     set_features = 0x09,
     get_features = 0x0a,
     async_event_request = 0x0c,
+    doorbell_buffer_config = 0x7c,
 };
 
 /// NVMe 6: NVM commands.

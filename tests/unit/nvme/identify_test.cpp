@@ -38,7 +38,7 @@ TEST_F(IdentifyTest, ControllerFields)
     EXPECT_EQ(text(data, 24, 40), "virtio-vfio-user NVMe                   ");
     EXPECT_EQ(field<std::uint8_t>(data, 77), kMdts);
     EXPECT_EQ(field<Le32>(data, 80), 0x00010400u);
-    EXPECT_EQ(field<Le16>(data, 256), 0u) << "OACS";
+    EXPECT_EQ(field<Le16>(data, 256), 0x100u) << "OACS: doorbell buffer config";
     EXPECT_EQ(field<std::uint8_t>(data, 512), 0x66u);
     EXPECT_EQ(field<std::uint8_t>(data, 513), 0x44u);
     EXPECT_EQ(field<Le32>(data, 516), 2u) << "NN";

@@ -51,7 +51,7 @@ private:
 
 SubmissionEntry random_entry(Random &random, bool admin_queue)
 {
-    static constexpr std::uint8_t kAdmin[] = {0, 1, 2, 4, 5, 6, 8, 9, 10, 12}, kIo[] = {0, 1, 2, 5, 8, 9};
+    static constexpr std::uint8_t kAdmin[] = {0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x7c}, kIo[] = {0, 1, 2, 5, 8, 9};
     SubmissionEntry entry;
     const auto known = admin_queue ? kAdmin[random.below(std::size(kAdmin))] : kIo[random.below(std::size(kIo))];
     entry.opcode = random.chance(95) ? known : static_cast<std::uint8_t>(random.bits());
