@@ -50,6 +50,21 @@ void add_choice(CLI::App &app, const char *name, const char *description, const 
     app.add_option_function<std::string>(name, store, description)->type_name(words);
 }
 
+/// CLI11 says only that a subcommand is required when it was given a word that is none.
+std::string explain(const CLI::App &app, const CLI::ParseError &error)
+{
+    const auto rest = app.remaining();
+    const auto word = std::find_if(rest.begin(), rest.end(), [](const auto &text) { return !text.starts_with("-"); });
+    if (!app.get_subcommands().empty() || word == rest.end()) {
+        return error.what();
+    }
+    std::string known;
+    for (const auto *command : app.get_subcommands([](const CLI::App *) { return true; })) {
+        known += (known.empty() ? "" : ", ") + command->get_name();
+    }
+    return "'" + *word + "' is not one of: " + known;
+}
+
 void report_usage_error(const CLI::App &app, const ProgramInfo &info, const CLI::ParseError &error)
 {
     std::string help = "--help";
@@ -57,7 +72,7 @@ void report_usage_error(const CLI::App &app, const ProgramInfo &info, const CLI:
     if (!chosen.empty()) {
         help = chosen.front()->get_name() + " --help";
     }
-    std::cerr << info.name << ": " << error.what() << " (see " << info.name << ' ' << help << ")\n";
+    std::cerr << info.name << ": " << explain(app, error) << " (see " << info.name << ' ' << help << ")\n";
 }
 
 }  // namespace

@@ -116,6 +116,15 @@ TEST_F(DeviceModelsTest, UsageErrorsAreOneLineAndExitCodeTwo)
     }
 }
 
+TEST_F(DeviceModelsTest, UnknownModelIsNamedWithTheKnownOnes)
+{
+    app.require_subcommand(1);
+    EXPECT_EQ(parse({"no-such-model"}), kExitUsage);
+    EXPECT_THAT(err, testing::AllOf(HasSubstr("no-such-model"), HasSubstr("nvme, testdev")));
+    EXPECT_EQ(parse({}), kExitUsage);
+    EXPECT_THAT(err, HasSubstr("required"));
+}
+
 TEST_F(DeviceModelsTest, HelpOfProgramAndModel)
 {
     EXPECT_EQ(parse({"--help"}), kExitOk);
