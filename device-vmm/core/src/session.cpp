@@ -54,6 +54,11 @@ void Session::feed(std::span<const std::byte> data, std::span<Fd> fds)
         kept_fds_ += message.fds.size();
         kept_.push_back(std::move(message));
     }
+}
+
+void Session::tick(Nanoseconds now)
+{
+    dma_.tick(now);
     if (dma_.exhausted()) {
         end(DownReason::protocol_error);
     }

@@ -43,7 +43,7 @@ public:
     /// Dispatches the commands that may be dispatched now.
     void pump(Nanoseconds now);
     [[nodiscard]] bool wants_data() const;
-    void tick(Nanoseconds now) { dma_.tick(now); }
+    void tick(Nanoseconds now);
     [[nodiscard]] Nanoseconds next_deadline() const { return dma_.next_deadline(); }
     void send_drained() { dma_.resume(); }
     /// Notification 0 fired and the guest has no vector for it.

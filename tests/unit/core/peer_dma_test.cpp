@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "peer_dma.hpp"
+
+#include <cerrno>
+
+#include "core_fixture.hpp"
+
+namespace vvfu::test {
+namespace {
+
+constexpr std::uint64_t kBase = 0x100000;
+constexpr std::uint64_t kSize = 0x400000;
+
+class PeerDmaTest : public CoreTest {
+protected:
+    void start(const std::string &json = "{}")
+    {
+        start_session(json);
+        ASSERT_EQ(0, map(kBase, kSize));
+    }
+    std::uint64_t start_read(std::uint64_t address, std::uint64_t count, std::uint32_t epoch = 1)
+    {
+        return start_control(control::Type::dma_read, epoch, [&](control::Buffer &out) {
+            control::append(out, control::DmaAccess{address, count});
+        });
+    }
+    std::uint64_t start_write(std::uint64_t address, const ByteVector &data, std::uint32_t epoch = 1)
+    {
+        return start_control(control::Type::dma_write, epoch, [&](control::Buffer &out) {
+            control::append(out, control::DmaAccess{address, data.size()}, data);
+        });
+    }
+    bool done(std::uint64_t token) const { return port.completed.contains(token); }
+    control::Status status(std::uint64_t token) { return control_reply(token).header.status; }
+    void reply_to(const PeerReply &sent, const ByteVector &payload, int error = 0)
+    {
+        vu::Header header = sent.header;
+        header.size = static_cast<std::uint32_t>(16 + payload.size());
+        header.flags = vu::kTypeReply | (error != 0 ? vu::kFlagError : 0u);
+        header.error = static_cast<std::uint32_t>(error);
+        feed(concat(header, payload));
+    }
+};
+
+TEST_F(PeerDmaTest, ReadAsksThePeer)
+{
+    start();
+    const auto token = start_read(kBase + 16, 8);
+    const auto sent = take_sent();
+    EXPECT_EQ(vu::Command::dma_read, sent.header.kind());
+    EXPECT_EQ(vu::kTypeCommand, sent.header.type());
+    EXPECT_EQ(concat(vu::DmaAccess{kBase + 16, 8}), sent.payload);
+    EXPECT_FALSE(done(token));
+    reply_to(sent, concat(vu::DmaAccess{kBase + 16, 8}, filled(8, 0x42)));
+    const auto reply = control_reply(token);
+    EXPECT_EQ(control::Status::ok, reply.header.status);
+    EXPECT_EQ(concat(vu::DmaAccess{kBase + 16, 8}, filled(8, 0x42)), reply.payload);
+    EXPECT_EQ(kNever, core->next_deadline());
+}
+
+TEST_F(PeerDmaTest, WriteSendsTheDataToThePeer)
+{
+    start();
+    const auto token = start_write(kBase, filled(5, 3));
+    const auto sent = take_sent();
+    EXPECT_EQ(vu::Command::dma_write, sent.header.kind());
+    EXPECT_EQ(concat(vu::DmaAccess{kBase, 5}, filled(5, 3)), sent.payload);
+    reply_to(sent, concat(vu::DmaAccess{kBase, 5}));
+    const auto reply = control_reply(token);
+    EXPECT_EQ(control::Status::ok, reply.header.status);
+    EXPECT_EQ(concat(vu::DmaAccess{kBase, 5}), reply.payload);
+}
+
+TEST_F(PeerDmaTest, RepliesWith32BitCountsAreUnderstood)  // QEMU up to 10.2.2
+{
+    start();
+    const auto read = start_read(kBase, 8);
+    reply_to(take_sent(), concat(kBase, std::uint32_t{8}, filled(8, 0x42)));
+    EXPECT_EQ(concat(vu::DmaAccess{kBase, 8}, filled(8, 0x42)), control_reply(read).payload);
+    const auto write = start_write(kBase, filled(8, 1));
+    reply_to(take_sent(), {});
+    EXPECT_EQ(control::Status::ok, status(write));
+    const auto write2 = start_write(kBase, filled(8, 1));
+    reply_to(take_sent(), concat(kBase, std::uint32_t{8}));
+    EXPECT_EQ(control::Status::ok, status(write2));
+}
+
+TEST_F(PeerDmaTest, RepliesThatDoNotFitAreIoErrors)
+{
+    start();
+    for (const auto &bad :
+         {ByteVector{}, concat(vu::DmaAccess{kBase, 8}), concat(vu::DmaAccess{kBase + 1, 8}, filled(8, 0)),
+          concat(vu::DmaAccess{kBase, 7}, filled(8, 0)), concat(vu::DmaAccess{kBase, 8}, filled(9, 0))}) {
+        const auto token = start_read(kBase, 8);
+        reply_to(take_sent(), bad);
+        EXPECT_EQ(control::Status::io, status(token));
+    }
+}
+
+TEST_F(PeerDmaTest, ErrorsOfThePeerAreTranslated)
+{
+    start();
+    for (const auto &[error, expected] :
+         {std::pair{EFAULT, control::Status::fault}, std::pair{EPERM, control::Status::permission},
+          std::pair{EACCES, control::Status::permission}, std::pair{E2BIG, control::Status::io}}) {
+        const auto token = start_read(kBase, 8);
+        reply_to(take_sent(), {}, error);
+        EXPECT_EQ(expected, status(token));
+    }
+}
+
+//= VVFU-DMA-1
+//= type=test
+TEST_F(PeerDmaTest, AccessesOutsideThePeersMemoryAreRefusedHere)
+{
+    start();
+    map(kBase + kSize, 0x1000, {}, 0, vu::kDmaRead);
+    EXPECT_EQ(control::Status::fault, status(start_read(kBase - 1, 2)));
+    EXPECT_EQ(control::Status::fault, status(start_read(0, 1)));
+    EXPECT_EQ(control::Status::fault, status(start_read(kBase + kSize + 0xfff, 2)));
+    EXPECT_EQ(control::Status::fault, status(start_read(~std::uint64_t{0}, 2)));
+    EXPECT_EQ(control::Status::permission, status(start_write(kBase + kSize - 1, filled(2, 0))));
+    EXPECT_EQ(control::Status::permission, status(start_write(kBase + kSize, filled(2, 0))));
+    EXPECT_FALSE(has_reply());
+    start_read(kBase + kSize - 1, 2);  // crosses two ranges that both allow it
+    EXPECT_TRUE(has_reply());
+}
+
+TEST_F(PeerDmaTest, MappedRangesCanBeReachedByMessagesToo)
+{
+    start_session();
+    map(kBase, 0x1000, memory(0x1000));
+    start_read(kBase, 4);
+    EXPECT_EQ(vu::Command::dma_read, take_sent().header.kind());
+}
+
+//= VVFU-DMA-4
+//= type=test
+TEST_F(PeerDmaTest, EmptyAndOversizedAccessesAreInvalid)
+{
+    start();
+    EXPECT_EQ(control::Status::invalid, status(start_read(kBase, 0)));
+    EXPECT_EQ(control::Status::invalid, status(start_read(kBase, kMaxMessageSize)));
+    EXPECT_EQ(control::Status::invalid, status(start_write(kBase, {})));
+    const auto token = start_control(control::Type::dma_write, 1, [](control::Buffer &out) {
+        control::append(out, control::DmaAccess{kBase, 9}, filled(8, 0));
+    });
+    EXPECT_EQ(control::Status::invalid, status(token));
+    start_read(kBase, kMaxMessageSize - 48);
+    EXPECT_TRUE(has_reply());
+}
+
+//= VVFU-DMA-2
+//= type=test
+TEST_F(PeerDmaTest, AccessesAreSplitToThePeersLimit)
+{
+    start(R"({"capabilities":{"max_data_xfer_size":4096}})");
+    const auto token = start_read(kBase, 10000);
+    ASSERT_EQ(3u, port.sent.size());
+    const auto first = take_sent(), second = take_sent(), third = take_sent();
+    EXPECT_EQ(concat(vu::DmaAccess{kBase + 8192, 10000 - 8192}), third.payload);
+    reply_to(third, concat(third.payload, filled(10000 - 8192, 3)));
+    reply_to(first, concat(first.payload, filled(4096, 1)));
+    EXPECT_FALSE(done(token));
+    reply_to(second, concat(second.payload, filled(4096, 2)));
+    EXPECT_EQ(concat(vu::DmaAccess{kBase, 10000}, filled(4096, 1), filled(4096, 2), filled(10000 - 8192, 3)),
+              control_reply(token).payload);
+}
+
+TEST_F(PeerDmaTest, APeerThatTakesOneByteAtATimeIsServedWithinBounds)
+{
+    start(R"({"capabilities":{"max_data_xfer_size":1}})");
+    const auto token = start_write(kBase, filled(1000, 9));
+    EXPECT_EQ(core::PeerDma::kMaxOutstanding, port.sent.size());
+    unsigned commands = 0;
+    while (has_reply()) {
+        const auto sent = take_sent();
+        ++commands;
+        reply_to(sent, {sent.payload.begin(), sent.payload.begin() + 16});
+    }
+    EXPECT_EQ(1000u, commands);
+    EXPECT_EQ(control::Status::ok, status(token));
+}
+
+//= VVFU-DMA-3
+//= type=test
+TEST_F(PeerDmaTest, CommandsOfThePeerAreServedWhileItOwesReplies)
+{
+    start();
+    const auto first = start_read(kBase, 4);
+    const auto second = start_read(kBase + 4, 4);
+    const auto ask_first = take_sent(), ask_second = take_sent();
+    EXPECT_NE(ask_first.header.message_id, ask_second.header.message_id);
+    feed(command(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 4})));
+    reply_to(ask_second, concat(vu::DmaAccess{kBase + 4, 4}, filled(4, 2)));
+    EXPECT_TRUE(done(second));
+    answer_all();
+    EXPECT_EQ(vu::Command::region_read, take_sent().header.kind());
+    reply_to(ask_first, concat(vu::DmaAccess{kBase, 4}, filled(4, 1)));
+    EXPECT_TRUE(done(first));
+}
+
+TEST_F(PeerDmaTest, AReplyThatIsBehindWaitingCommandsIsTakenAtOnce)
+{
+    start();
+    port.request_buffers = 0;
+    const auto token = start_read(kBase, 4);
+    const auto sent = take_sent();
+    // Far more than the guest's backlog may hold.
+    for (int i = 0; i < 1100; ++i) {
+        feed(command(vu::Command::region_write, concat(vu::RegionAccess{0, 0, 4}, filled(4, 0)), vu::kFlagNoReply));
+    }
+    EXPECT_TRUE(core->wants_peer_data());
+    reply_to(sent, concat(vu::DmaAccess{kBase, 4}, filled(4, 1)));
+    EXPECT_TRUE(done(token));
+    EXPECT_FALSE(core->wants_peer_data());
+}
+
+TEST_F(PeerDmaTest, ReadingForTheSakeOfRepliesIsBounded)
+{
+    start();
+    port.request_buffers = 0;
+    start_read(kBase, 4);
+    std::size_t bytes = 0;
+    while (core->wants_peer_data() && bytes < (64u << 20)) {
+        feed(command(vu::Command::region_write, concat(vu::RegionAccess{0, 4, 100000}, filled(100000, 0)),
+                     vu::kFlagNoReply));
+        bytes += 100000;
+    }
+    EXPECT_LT(bytes, 8u << 20);
+}
+
+//= VVFU-OP-4
+//= type=test
+TEST_F(PeerDmaTest, ResetAndUnmapDoNotWaitForDma)
+{
+    start();
+    const auto token = start_read(kBase, 4);
+    take_sent();
+    EXPECT_EQ(0, call_errno(vu::Command::device_reset, {}));
+    EXPECT_EQ(0, call_errno(vu::Command::dma_unmap, dma_unmap_payload(kBase, kSize)));
+    EXPECT_FALSE(done(token));
+}
+
+TEST_F(PeerDmaTest, APeerThatDoesNotAnswerIsATimeout)
+{
+    start();
+    const auto token = start_read(kBase, 4);
+    EXPECT_EQ(now + config.access_timeout, core->next_deadline());
+    const auto sent = take_sent();
+    advance(config.access_timeout - 1ns);
+    EXPECT_FALSE(done(token));
+    advance(1ns);
+    EXPECT_EQ(control::Status::timeout, status(token));
+    EXPECT_EQ(1u, core->state().deadline_expiries);
+    // The late reply is ignored, without an error reply.
+    reply_to(sent, concat(vu::DmaAccess{kBase, 4}, filled(4, 1)));
+    EXPECT_FALSE(has_reply());
+    EXPECT_EQ(1u, core->state().unknown_replies);
+    EXPECT_EQ(0u, core->state().protocol_errors);
+}
+
+TEST(PeerDma, MessageIdsOfUnansweredCommandsAreNotUsedAgain)
+{
+    FakePort port;
+    core::Counters counters;
+    core::Log log{port};
+    core::PeerDma dma{port, counters, log, 1s};
+    unsigned done = 0;
+    const auto count_done = [&](control::Status, control::Bytes) { ++done; };
+    const auto take_id = [&] {
+        vu::Header header;
+        std::memcpy(&header, port.sent.front().bytes.data(), sizeof header);
+        port.sent.pop_front();
+        return header.message_id;
+    };
+    dma.read(0s, 0, 4, count_done);
+    const auto lost = take_id();
+    dma.tick(1s);
+    EXPECT_EQ(1u, done);
+    for (int i = 0; i < 70000; ++i) {
+        dma.write(2s, 0, filled(1, 0), count_done);
+        core::Message reply;
+        reply.header = {take_id(), 12, 16, vu::kTypeReply, 0};
+        ASSERT_NE(lost, reply.header.message_id);
+        ASSERT_TRUE(dma.reply(reply));
+        port.events.clear();
+    }
+    EXPECT_EQ(70001u, done);
+}
+
+TEST_F(PeerDmaTest, APeerThatNeverAnswersLosesTheSessionBeforeIdsRunOut)
+{
+    start();
+    int rounds = 0;
+    while (port.closed == 0 && rounds < 1000) {
+        for (int i = 0; i < 256; ++i) {
+            start_read(kBase, 4);
+        }
+        port.sent.clear();
+        advance(config.access_timeout);
+        ++rounds;
+    }
+    EXPECT_EQ(1u, port.closed);
+    EXPECT_LT(rounds, 200);
+}
+
+TEST_F(PeerDmaTest, UnknownDmaRepliesAreCountedAndIgnored)
+{
+    start();
+    feed(concat(vu::Header{77, 11, 16, vu::kTypeReply, 0}));
+    EXPECT_FALSE(has_reply());
+    EXPECT_EQ(1u, core->state().unknown_replies);
+}
+
+//= VVFU-SESSION-6
+//= type=test
+TEST_F(PeerDmaTest, TheEndOfTheSessionAnswersWithStale)
+{
+    start();
+    const auto read = start_read(kBase, 4);
+    core->peer_closed(now, 0);
+    EXPECT_EQ(control::Status::stale, status(read));
+    EXPECT_EQ(control::Status::stale, status(start_read(kBase, 4)));
+    answer_all();
+    port.sent.clear();
+    begin_session();
+    map(kBase, kSize);
+    EXPECT_EQ(control::Status::stale, status(start_write(kBase, filled(4, 0))));
+    EXPECT_EQ(control::Status::invalid, status(start_read(kBase, 4, 3)));
+    EXPECT_EQ(control::Status::invalid, status(start_read(kBase, 4, 0)));
+    start_read(kBase, 4, 2);
+    EXPECT_TRUE(has_reply());
+}
+
+TEST_F(PeerDmaTest, WithoutASessionTheAnswerIsNotConnected)
+{
+    create();
+    EXPECT_EQ(control::Status::not_connected, status(start_read(kBase, 4, 1)));
+    EXPECT_EQ(control::Status::not_connected, status(start_read(kBase, 4, 0)));
+}
+
+//= VVFU-ERROR-4
+//= type=test
+TEST_F(PeerDmaTest, AReplyPartThatIsTooSmallBreaksTheDevice)
+{
+    start();
+    start_control(
+        control::Type::dma_read, 1,
+        [](control::Buffer &out) {
+            control::append(out, control::DmaAccess{kBase, 1000});
+        },
+        1047);
+    EXPECT_TRUE(port.broken.has_value());
+}
+
+TEST_F(PeerDmaTest, ASlowPeerHoldsBackFurtherCommands)
+{
+    start();
+    port.backlog = core::PeerDma::kMaxBacklog;
+    const auto token = start_write(kBase, filled(4, 0));
+    EXPECT_FALSE(has_reply());
+    port.backlog = 0;
+    core->send_drained(now);
+    reply_to(take_sent(), concat(vu::DmaAccess{kBase, 4}));
+    EXPECT_TRUE(done(token));
+}
+
+}  // namespace
+}  // namespace vvfu::test
