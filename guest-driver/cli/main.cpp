@@ -150,7 +150,9 @@ int serve(const Arguments &arguments, const cli::DeviceModels &models)
 void describe_arguments(CLI::App &app, Arguments &arguments)
 {
     auto *device = app.add_option("--device", arguments.device, "PCI address of the function, as 0000:00:04.0");
-    device->type_name("ADDRESS");
+    device->type_name("ADDRESS")->check([](const std::string &text) {
+        return guest::is_pci_address(text) ? std::string{} : "'" + text + "' is not a PCI address like 0000:00:04.0";
+    });
     app.add_option("--uuid", arguments.uuid, "UUID of the function, instead of its address")
         ->type_name("UUID")
         ->excludes(device)

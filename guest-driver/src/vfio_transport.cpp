@@ -386,6 +386,11 @@ int hex_digit(char c)
 
 }  // namespace
 
+bool is_pci_address(std::string_view text)
+{
+    return parse_pci_address(text).has_value();
+}
+
 std::optional<Uuid> parse_uuid(std::string_view text)
 {
     Uuid uuid{};

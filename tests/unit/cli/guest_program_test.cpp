@@ -32,8 +32,9 @@ Outcome run(const std::string &arguments)
 
 TEST(GuestProgram, UsageErrorsExitWithTwo)
 {
-    for (const char *arguments : {"", "testdev", "--device=00:04.0", "--device=00:04.0 --uuid=1 testdev",
-                                  "--uuid=nonsense testdev", "--device=00:04.0 --poll=x testdev"}) {
+    for (const char *arguments :
+         {"", "testdev", "--device=00:04.0", "--device=00:04.0 --uuid=1 testdev", "--uuid=nonsense testdev",
+          "--device=zebra testdev", "--device=00:04.0 --poll=x testdev"}) {
         const auto outcome = run(arguments);
         EXPECT_EQ(outcome.code, 2) << arguments;
         EXPECT_THAT(outcome.text, StartsWith("vvfu-guest: "));
@@ -46,7 +47,7 @@ TEST(GuestProgram, RuntimeErrorsExitWithOne)
     const auto absent = run("--device=ffff:ff:1f.7 testdev");
     EXPECT_EQ(absent.code, 1);
     EXPECT_THAT(absent.text, HasSubstr("there is no such PCI function"));
-    const auto json = run("--log-format=json --device=nonsense testdev");
+    const auto json = run("--log-format=json --device=ffff:ff:1f.7 testdev");
     EXPECT_EQ(json.code, 1);
     EXPECT_THAT(json.text, StartsWith("{\"ts\":\""));
 }

@@ -18,6 +18,9 @@ namespace vvfu::guest {
 [[nodiscard]] std::optional<Uuid> parse_uuid(std::string_view text);
 [[nodiscard]] std::string to_string(const Uuid &uuid);
 
+/// "0000:00:04.0", or "00:04.0" in domain 0.
+[[nodiscard]] bool is_pci_address(std::string_view text);
+
 /// A virtio-vfio-user function, bound to a driver or not.
 struct FunctionInfo {
     std::string address;        ///< "0000:00:04.0"
