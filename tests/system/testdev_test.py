@@ -7,7 +7,7 @@ import pytest
 
 # Kept away from the guest's kernel, so that /dev/mem may be used for it.
 BUFFER = 0x10000000
-BUFFER_SIZE = 4 << 20
+BUFFER_SIZE = 5 << 20
 MAPPED, TRAPPED = 0x1000, 0x8000  # offsets in BAR 2
 IDENTITY = 0x44545656
 DONE, FAULT, TOO_LARGE, BAD_COMMAND, NO_BUS_MASTER = 2, 0x10, 0x14, 0x15, 0x16
