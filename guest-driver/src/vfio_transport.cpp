@@ -371,7 +371,9 @@ FunctionInfo inspect(const PciSysfs &sysfs, const PciAddress &address)
         return info;
     }
     const auto config = (*transport)->config();
-    info.uuid = config.uuid;
+    if (config.uuid != Uuid{}) {  // all zero: none
+        info.uuid = config.uuid;
+    }
     info.window_size = config.window_size;
     return info;
 }

@@ -26,7 +26,7 @@ struct FunctionInfo {
     std::string address;        ///< "0000:00:04.0"
     std::string driver;         ///< empty: none
     std::string iommu_group;    ///< empty: in none
-    std::optional<Uuid> uuid;   ///< known only if the function can be opened
+    std::optional<Uuid> uuid;   ///< known only if the function can be opened and has one
     std::uint64_t window_size;  ///< bytes
     std::string state;          ///< "ready", or why it cannot be used
 };
