@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <linux/pci_regs.h>
 
+#include <random>
+
 #include "fakes.hpp"
 #include "testdev_registers.hpp"
 
@@ -267,6 +269,47 @@ TEST_F(TestdevTest, ResetWaitsForTheTransferAndItsInterruptIsLost)
     EXPECT_EQ(read(kRegScratch32, 4), 0u);
     EXPECT_EQ(read(kRegTransfers, 8), 0u);
     EXPECT_EQ(read(kRegResets, 8), 1u);
+}
+
+TEST_F(TestdevTest, AnyAccessesAreSafe)
+{
+    std::mt19937_64 random(3);
+    host.dma.add({DmaAddress{0}, 0x100000, true, true, nullptr});
+    const auto regions = device->describe().regions;
+    for (int step = 0; step < 4000; ++step) {
+        const auto &region = regions[random() % regions.size()];
+        // The first page has all registers.
+        const auto offset = random() % std::min<std::uint64_t>(region.size, 0x1000);
+        const auto size = std::min(region.size - offset, 1 + (random() % 8 == 0 ? random() % 5000 : random() % 8));
+        std::vector<std::byte> data(size);
+        if (random() % 4 == 0) {
+            device->region_read(region.index, offset, data);
+            continue;
+        }
+        for (auto &byte : data) {
+            // Small values are commands, vectors and bits that mean something.
+            byte = static_cast<std::byte>(random() % 3 == 0 ? random() : random() % 8);
+        }
+        device->region_write(region.index, offset, data);
+        if (random() % 3 == 0) {
+            host.message_dma.answer_all();
+            host.executor.run();
+        }
+        if (random() % 50 == 0) {
+            host.irqs.triggered.clear();
+            device->irq_info(
+                {static_cast<std::uint32_t>(random() % 6), 0, 1, static_cast<control::IrqAction>(1 + random() % 5)});
+        }
+    }
+    while (!host.message_dma.waiting.empty() || !host.executor.tasks.empty()) {
+        host.message_dma.answer_all();
+        host.executor.run();
+    }
+    bool done = false;
+    device->reset([&] { done = true; });
+    EXPECT_TRUE(done) << "nothing is left running";
+    EXPECT_EQ(read(kRegId, 4), kId);
+    EXPECT_EQ(read(0, 4, control::kRegionConfig), 0x76641234u);
 }
 
 TEST_F(TestdevTest, DestructionDuringATransferIsSafe)
