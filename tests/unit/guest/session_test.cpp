@@ -786,6 +786,35 @@ TEST_F(SessionTest, RepliesNeedNoInterruptAndRequestsAskForNoneWhileTheyAreTaken
     EXPECT_LE(transport.notified[kReplyQueue], 205u);
 }
 
+TEST_F(SessionTest, ADeviceThatDoesNotTakeRepliesGetsAllOfThemLater)
+{
+    start_connected();
+    control::Buffer message;
+    const auto push = [&] {
+        control::begin(message, {.type = Type::region_read, .request_id = ++last_id, .epoch = 1});
+        control::append(message, control::RegionAccess{0, 0, 4});
+        control::finish(message);
+        const bool pushed = transport.push_request(message);
+        last_id -= pushed ? 0 : 1;
+        return pushed;
+    };
+    const auto first = last_id + 1;
+    for (int idle = 0; idle < 3;) {
+        idle = push() ? 0 : idle + 1;
+        run();
+        ASSERT_LT(last_id, 5000u) << "requests are taken although their replies go nowhere";
+    }
+    EXPECT_LT(model.log.size(), last_id) << "some stay in the ring";
+    auto expected = first;
+    ASSERT_TRUE(run_until([&] {
+        for (auto reply = transport.take(kReplyQueue); reply; reply = transport.take(kReplyQueue)) {
+            EXPECT_EQ(reply->header.request_id, expected++);
+        }
+        return expected > last_id;
+    }));
+    EXPECT_EQ(status_of(request(Type::region_read, payload_of(control::RegionAccess{0, 0, 4}))), Status::ok);
+}
+
 TEST_F(SessionTest, PollingFindsARequestWithoutANotification)
 {
     start_connected();
