@@ -302,18 +302,6 @@ static void vvfu_get_config(VirtIODevice *vdev, uint8_t *config)
     vvfu_core_device_config(VIRTIO_VFIO_USER(vdev)->core, config);
 }
 
-static void vvfu_set_status(VirtIODevice *vdev, uint8_t status)
-{
-    VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
-
-    /* Also called when the VM stops and goes on, with an unchanged status. */
-    if ((status & ~vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) && !s->in_core) {
-        vvfu_enter(s);
-        vvfu_core_driver_ok(s->core, vvfu_now());
-        vvfu_leave(s);
-    }
-}
-
 static void vvfu_reset(VirtIODevice *vdev)
 {
     VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
@@ -338,6 +326,26 @@ static void vvfu_reset(VirtIODevice *vdev)
     s->core_knows_broken = false;
     vvfu_notifications_reset(s);
 }
+
+static void vvfu_set_status(VirtIODevice *vdev, uint8_t status)
+{
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
+
+    /* Also called when the VM stops and goes on, with an unchanged status. */
+    if ((status & ~vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) && !s->in_core) {
+        vvfu_enter(s);
+        vvfu_core_driver_ok(s->core, vvfu_now());
+        vvfu_leave(s);
+    }
+    /*
+     * DRIVER_OK goes without a reset when Bus Master Enable is cleared. That
+     * is all the device hears when vfio-pci takes it from a driver that died.
+     */
+    if (vdev->status & ~status & VIRTIO_CONFIG_S_DRIVER_OK) {
+        vvfu_reset(vdev);
+    }
+}
+
 
 /* VIRTIO_F_RING_RESET is not offered, but QEMU lets the guest do it. */
 static void vvfu_queue_reset(VirtIODevice *vdev, uint32_t index)

@@ -127,38 +127,43 @@ static ssize_t vvfu_send_some(int fd, VvfuMessage *message)
     return ret;
 }
 
+/* False: the socket takes no more now, or is broken (peer->error). */
+static bool vvfu_send_first(VvfuPeer *peer)
+{
+    VvfuMessage *message = QSIMPLEQ_FIRST(&peer->outbound);
+    ssize_t ret = vvfu_send_some(peer->fd, message);
+
+    if (ret < 0) {
+        if (errno != EAGAIN && errno != EWOULDBLOCK) {
+            peer->error = errno;
+        }
+        return false;
+    }
+    message->sent += ret;
+    peer->backlog -= ret;
+    if (message->sent == message->length) {
+        QSIMPLEQ_REMOVE_HEAD(&peer->outbound, next);
+        vvfu_message_free(message);
+    }
+    return true;
+}
+
 VvfuFlush vvfu_peer_flush(VirtioVfioUser *s)
 {
     VvfuPeer *peer = &s->peer;
     bool waited = peer->backlog > 0;
 
-    for (int i = 0; i < VVFU_MAX_SENDS && !peer->error; i++) {
-        VvfuMessage *message = QSIMPLEQ_FIRST(&peer->outbound);
-        ssize_t ret;
-
-        if (!message) {
-            return waited ? VVFU_FLUSH_DRAINED : VVFU_FLUSH_DONE;
-        }
-        ret = vvfu_send_some(peer->fd, message);
-        if (ret < 0) {
-            if (errno == EAGAIN || errno == EWOULDBLOCK) {
-                return VVFU_FLUSH_DONE;
-            }
-            peer->error = errno;
+    for (int i = 0; i < VVFU_MAX_SENDS; i++) {
+        if (QSIMPLEQ_EMPTY(&peer->outbound) || peer->error ||
+            !vvfu_send_first(peer)) {
             break;
-        }
-        message->sent += ret;
-        peer->backlog -= ret;
-        if (message->sent == message->length) {
-            QSIMPLEQ_REMOVE_HEAD(&peer->outbound, next);
-            vvfu_message_free(message);
         }
     }
     if (peer->fd >= 0 && peer->error) {
         trace_virtio_vfio_user_connection_error(peer->error);
         return VVFU_FLUSH_FAILED;
     }
-    return VVFU_FLUSH_DONE;
+    return waited && !peer->backlog ? VVFU_FLUSH_DRAINED : VVFU_FLUSH_DONE;
 }
 
 /* ---- receiving ---- */
@@ -455,7 +460,7 @@ static int vvfu_bind(VirtioVfioUser *s, const char *path)
         close(fd);
         return ret;
     }
-    if (lstat(path, &s->peer.listener_stat) < 0 || listen(fd, 1) < 0) {
+    if (lstat(path, &s->peer.listener_stat) < 0 || listen(fd, 4) < 0) {
         ret = -errno;
         unlink(path);
         close(fd);
