@@ -40,6 +40,11 @@ void set_aim(Row &row, std::string aim, bool met)
     row.met = met;
 }
 
+std::string per_send(unsigned batch)
+{
+    return batch == 1 ? "" : ", " + std::to_string(batch) + " per send";
+}
+
 // ---- the yardstick ----
 
 Row raw_round_trip(const Plan &plan)
@@ -52,8 +57,7 @@ Row raw_round_trip(const Plan &plan)
 Row raw_posted(const Plan &plan, unsigned batch)
 {
     RawServer server(RawServer::Mode::sink);
-    const auto name =
-        batch == 1 ? std::string("raw socket one-way message") : "same, " + std::to_string(batch) + " per send";
+    const auto name = "raw socket one-way message" + per_send(batch);
     return measure(name, "us", plan.rounds, [&] {
         return microseconds_each(1, [&] { server.post(plan.posted_writes, batch); }) / plan.posted_writes;
     });
@@ -141,8 +145,7 @@ Row register_read(const Plan &plan, TestdevSession &session, const Row &raw)
 
 Row posted_write(const Plan &plan, TestdevSession &session, const Row &raw, unsigned batch)
 {
-    const auto name =
-        batch == 1 ? std::string("posted register write, sustained") : "same, " + std::to_string(batch) + " per send";
+    const auto name = "posted register write" + per_send(batch);
     auto row = measure(name, "us", plan.rounds, [&] {
         return microseconds_each(1, [&] { session.post(plan.posted_writes, batch); }) / plan.posted_writes;
     });

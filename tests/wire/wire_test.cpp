@@ -58,6 +58,11 @@ std::size_t WireTest::idle_fds()
     return server_.open_fds() - (server_.core() != nullptr ? 2 : 1);
 }
 
+bool WireTest::open_fds_become(std::size_t count)
+{
+    return eventually([&] { return server_.open_fds() == count; });
+}
+
 bool eventually(const std::function<bool()> &condition)
 {
     const auto give_up = std::chrono::steady_clock::now() + std::chrono::seconds{10};

@@ -61,6 +61,8 @@ protected:
     }
     /// Open fds of the server's process while no peer is connected. Ends with a session that is over.
     [[nodiscard]] std::size_t idle_fds();
+    /// A reply may leave before the fds that came with its request are closed.
+    [[nodiscard]] bool open_fds_become(std::size_t count);
     /// The session still answers.
     static void expect_alive(VfioUserClient &client) { EXPECT_EQ(client.device_info().num_regions, 9u); }
 
