@@ -8,6 +8,10 @@ if(VVFU_WERROR)
   add_compile_options(-Werror)
 endif()
 
+if(VVFU_FUZZ)  # clang: coverage feedback for libFuzzer, and the sanitizers that make its findings visible
+  add_compile_options(-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined)
+  add_link_options(-fsanitize=address,undefined)
+endif()
 if(VVFU_SANITIZE)
   add_compile_options(-fsanitize=${VVFU_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${VVFU_SANITIZE})
