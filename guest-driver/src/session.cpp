@@ -49,19 +49,6 @@ Handled refuse(Status status, const char *text)
     return make_unexpected(Refusal{status, text});
 }
 
-/// Everything written before is visible to the peer before what is written next.
-void release_fence() noexcept
-{
-#if defined(__SANITIZE_THREAD__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wtsan"  // it models no fences; the peer is no thread that it could see
-#endif
-    std::atomic_thread_fence(std::memory_order_release);
-#if defined(__SANITIZE_THREAD__) && defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic pop
-#endif
-}
-
 }  // namespace
 
 class Session::Impl : public std::enable_shared_from_this<Session::Impl> {
@@ -1013,7 +1000,7 @@ void Session::Impl::trigger(std::uint32_t index, std::uint32_t vector)
         //= VVFU-DOORBELL-6
         //# The driver MUST make its earlier writes to the window visible to the peer before it writes to a
         //# doorbell.
-        release_fence();
+        std::atomic_thread_fence(std::memory_order_release);
         transport_.ring_doorbell(doorbell_base_[index] + vector);
         return;
     }
