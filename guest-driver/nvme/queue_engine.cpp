@@ -329,12 +329,19 @@ void QueueEngine::process()
                 schedule_kick();
                 return;
             }
-            started += sq->fetchable(burst_);
+            started += fetchable(*sq);
             last_served_ = sq->id;
             fetch(sq);
             post_dirty();
         }
     } while (rearm());
+}
+
+/// Entries that a turn of the queue takes now.
+std::uint32_t QueueEngine::fetchable(const SubmissionQueue &sq) const noexcept
+{
+    const auto count = sq.fetchable(burst_);
+    return sq.id == 0 ? count : std::min(count, kMaxCommands - std::min(kMaxCommands, slots_->used + fetching_));
 }
 
 /// Round robin over the submission queues that have something to fetch (NVMe 4.13.1).
@@ -348,7 +355,7 @@ std::shared_ptr<SubmissionQueue> QueueEngine::next_ready() const
         if (it == sqs_.end()) {
             it = sqs_.begin();
         }
-        if (it->second->fetchable(burst_) > 0) {
+        if (fetchable(*it->second) > 0) {
             return it->second;
         }
     }
@@ -359,13 +366,16 @@ std::shared_ptr<SubmissionQueue> QueueEngine::next_ready() const
 
 void QueueEngine::fetch(const std::shared_ptr<SubmissionQueue> &sq)
 {
-    const auto count = sq->fetchable(burst_);
+    const auto count = fetchable(*sq);
     const auto address = sq->base + std::uint64_t{sq->ring.head} * sizeof(SubmissionEntry);
     const std::span<SubmissionEntry> batch{sq->batch.data(), count};
     sq->fetching = true;
+    // The entries being read have no command yet, and other queues must leave room for them.
+    fetching_ += count;
     services_.dma.read(address, std::as_writable_bytes(batch),
                        activity_.track([this, sq, count](Expected<void, guest::DmaError> result) {
                            sq->fetching = false;
+                           fetching_ -= count;
                            if (!running_) {
                                return;
                            }
@@ -399,7 +409,7 @@ void QueueEngine::fetched(const std::shared_ptr<SubmissionQueue> &sq, std::uint3
 
 void QueueEngine::start_command(const std::shared_ptr<SubmissionQueue> &sq, const SubmissionEntry &entry)
 {
-    auto command = std::make_shared<Command>();
+    auto command = std::make_shared<Command>(sq->id == 0 ? nullptr : slots_);
     command->entry = entry;
     command->sq = sq;
     command->index = sq->commands.size();

@@ -39,8 +39,13 @@ public:
     QueueEngine(guest::DeviceServices services, Activity &activity, QueueEngineClient &client)
         : services_(services), activity_(activity), client_(client), shadows_(services.dma, [this] { client_.fatal(); })
     {
+        slots_->freed = [this] { schedule_kick(); };
     }
-    ~QueueEngine() { clear(); }
+    ~QueueEngine()
+    {
+        slots_->freed = nullptr;  // commands may outlive the engine
+        clear();
+    }
     QueueEngine(const QueueEngine &) = delete;
     QueueEngine &operator=(const QueueEngine &) = delete;
 
@@ -94,6 +99,7 @@ private:
     [[nodiscard]] bool rearm(SubmissionQueue &sq);
     void adopt_shadow(const std::shared_ptr<SubmissionQueue> &sq);
     void adopt_shadow(CompletionQueue &cq);
+    [[nodiscard]] std::uint32_t fetchable(const SubmissionQueue &sq) const noexcept;
     [[nodiscard]] std::shared_ptr<SubmissionQueue> next_ready() const;
     void fetch(const std::shared_ptr<SubmissionQueue> &sq);
     void fetched(const std::shared_ptr<SubmissionQueue> &sq, std::uint32_t count);
@@ -114,12 +120,14 @@ private:
     std::map<std::uint16_t, std::shared_ptr<CompletionQueue>> cqs_;
     std::map<std::uint16_t, std::shared_ptr<SubmissionQueue>> sqs_;
     std::vector<std::shared_ptr<SubmissionQueue>> draining_;  // deleted, with commands left
+    std::uint32_t fetching_ = 0;                              // entries
     std::uint16_t last_served_ = 0;
     std::uint32_t burst_ = kFetchBatch;
     bool running_ = false;
     bool in_round_ = false;
     bool kick_posted_ = false;
     std::vector<std::shared_ptr<CompletionQueue>> dirty_, to_signal_;
+    std::shared_ptr<CommandSlots> slots_ = std::make_shared<CommandSlots>();
     ShadowDoorbells shadows_;
     std::vector<std::shared_ptr<SubmissionQueue>> unarmed_;
 };

@@ -19,6 +19,8 @@ namespace vvfu::nvme {
 inline constexpr std::uint32_t kFetchBatch = 16;
 /// Commands of one queue between fetch and the completion that the host can see.
 inline constexpr std::uint32_t kMaxInFlight = 256;
+/// I/O commands of all queues that may hold memory: at kMaxTransfer each, 128 MiB of buffers.
+inline constexpr std::uint32_t kMaxCommands = 256;
 
 /// Head and tail of a ring of `size` entries, of which size - 1 can be in use (NVMe 4.1.1, 4.1.2).
 struct Ring {
@@ -87,8 +89,38 @@ struct CompletionQueue::Waiting {
     CompletionEntry entry;  ///< without phase tag and SQ head
 };
 
+/// Counts the I/O commands that exist, aborted ones whose data is still under way included.
+struct CommandSlots {
+    std::uint32_t used = 0;
+    std::function<void()> freed;  ///< called when a slot is free after all were used
+
+    void release()
+    {
+        if (used-- == kMaxCommands && freed) {
+            freed();
+        }
+    }
+};
+
 /// One command between fetch and completion.
 struct Command {
+    Command() = default;
+    explicit Command(std::shared_ptr<CommandSlots> taken) : slots(std::move(taken))
+    {
+        if (slots) {
+            ++slots->used;
+        }
+    }
+    Command(const Command &) = delete;
+    Command &operator=(const Command &) = delete;
+    ~Command()
+    {
+        if (slots) {
+            slots->release();
+        }
+    }
+
+    std::shared_ptr<CommandSlots> slots;  ///< I/O commands only: the admin queue always has room
     SubmissionEntry entry;
     std::shared_ptr<SubmissionQueue> sq;
     std::size_t index = 0;  ///< in sq->commands

@@ -55,6 +55,9 @@ bool ShadowDoorbells::finish(bool done)
 
 std::optional<std::uint32_t> ShadowDoorbells::read(std::uint32_t index)
 {
+    if (!shadow_) {
+        return std::nullopt;  // they have become unreachable, and the controller is in a fatal state
+    }
     access_->done = false;
     dma_.read(*shadow_ + std::uint64_t{4} * index, std::as_writable_bytes(std::span(&access_->value, 1)),
               [access = access_](Expected<void, DmaError> result) { access->done = result.has_value(); });
@@ -68,7 +71,7 @@ std::optional<std::uint32_t> ShadowDoorbells::read(std::uint32_t index)
 
 std::optional<std::uint32_t> ShadowDoorbells::arm(std::uint32_t index, std::uint32_t value)
 {
-    if (!store(event_index_, index, value)) {
+    if (!shadow_ || !store(event_index_, index, value)) {
         return std::nullopt;
     }
     // Pairs with the host's barrier between its write of the doorbell and its look at EventIdx (NVMe 7.13): one of the
@@ -79,7 +82,7 @@ std::optional<std::uint32_t> ShadowDoorbells::arm(std::uint32_t index, std::uint
 
 void ShadowDoorbells::initialise(std::uint32_t index, std::uint32_t value)
 {
-    if (store(*shadow_, index, value)) {
+    if (shadow_ && store(*shadow_, index, value)) {
         store(event_index_, index, value);
     }
 }

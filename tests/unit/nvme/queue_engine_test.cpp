@@ -188,6 +188,54 @@ TEST(QueueEngine, CommandsInFlightAreBounded)
     EXPECT_EQ(total, 1000u);
 }
 
+TEST(QueueEngine, CommandsOfAllQueuesAreBoundedAndAdminIsNot)
+{
+    TemporaryFile file(1 << 20);
+    Host host(Host::file_options(file));
+    host.enable();
+    host.workers.deferred = true;
+    const auto buffer = host.allocate(512);
+    for (std::uint16_t qid = 1; qid <= 4; ++qid) {
+        host.create_io_queue(qid, 128);
+        for (int i = 0; i < 127; ++i) {
+            host.submit(qid, read_into(buffer, 0));
+        }
+        host.ring_sq(qid);
+        host.run();
+    }
+    EXPECT_EQ(host.workers.jobs.size(), kMaxCommands);
+    EXPECT_EQ(host.execute(0, admin(AdminOpcode::get_features, 7)).status, Status::success);
+    host.run_deferred();
+    for (std::uint16_t qid = 1; qid <= 4; ++qid) {
+        EXPECT_EQ(host.drain(qid).size(), 127u);
+    }
+}
+
+TEST(QueueEngine, AbortedCommandsCountUntilTheirDataIsThrough)
+{
+    Host host;
+    host.enable();
+    host.create_io_queue(1, 1024);
+    host.hold_messages = true;
+    auto entry = io(IoOpcode::write);
+    entry.prp1 = host.allocate(512, Place::message);
+    std::vector<std::uint16_t> ids;
+    for (int i = 0; i < 600; ++i) {
+        ids.push_back(host.submit(1, entry));
+    }
+    host.ring_sq(1);
+    host.run();
+    for (std::uint32_t i = 0; i < kMaxCommands; ++i) {
+        ASSERT_EQ(host.execute(0, admin(AdminOpcode::abort, std::uint32_t{ids[i]} << 16 | 1)).dw0 & 1, 0u);
+    }
+    EXPECT_EQ(host.drain(1).size(), kMaxCommands);
+    host.run();
+    EXPECT_EQ(host.messages.waiting.size(), kMaxCommands) << "no more than that";
+    host.hold_messages = false;
+    host.run();
+    EXPECT_EQ(host.drain(1).size(), 600 - kMaxCommands) << "the rest had its turn";
+}
+
 TEST(QueueEngine, AsynchronousCompletionsShareAnInterrupt)
 {
     TemporaryFile file(1 << 20);
