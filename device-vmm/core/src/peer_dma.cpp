@@ -41,9 +41,28 @@ void PeerDma::start(Nanoseconds now, Operation operation)
     issue();
 }
 
+std::uint64_t PeerDma::reply_cost(Command command, std::uint64_t count) noexcept
+{
+    return command == Command::dma_read ? 2 * count + 512 : 0;
+}
+
+std::uint64_t PeerDma::next_count(const Operation &operation) const
+{
+    //= VVFU-DMA-2
+    //# The device MUST NOT exceed the peer's `max_data_xfer_size` in one command to the peer.
+    const auto limit = operation.command == Command::dma_read ? std::min(max_transfer_, kMaxReadPiece) : max_transfer_;
+    return std::min(limit, operation.count - operation.issued);
+}
+
+bool PeerDma::may_issue(const Operation &operation) const
+{
+    return pieces_.size() < kMaxOutstanding && port_.send_backlog() < kMaxBacklog &&
+           reply_cost_ + reply_cost(operation.command, next_count(operation)) <= kMaxReplyCost;
+}
+
 void PeerDma::issue()
 {
-    while (!waiting_.empty() && pieces_.size() < kMaxOutstanding && port_.send_backlog() < kMaxBacklog) {
+    while (!waiting_.empty() && (waiting_.front()->finished || may_issue(*waiting_.front()))) {
         const auto operation = waiting_.front();
         if (!operation->finished) {
             issue_piece(operation);
@@ -65,9 +84,7 @@ std::uint16_t PeerDma::next_message_id()
 
 void PeerDma::issue_piece(const OperationPtr &operation)
 {
-    //= VVFU-DMA-2
-    //# The device MUST NOT exceed the peer's `max_data_xfer_size` in one command to the peer.
-    const auto count = std::min(max_transfer_, operation->count - operation->issued);
+    const auto count = next_count(*operation);
     const vfio_user::DmaAccess access{operation->address + operation->issued, count};
     const auto id = next_message_id();
     vfio_user::begin_command(scratch_, operation->command, id);
@@ -80,6 +97,7 @@ void PeerDma::issue_piece(const OperationPtr &operation)
     vfio_user::finish(scratch_);
     operation->issued += count;
     ++operation->in_flight;
+    reply_cost_ += reply_cost(operation->command, count);
     pieces_.emplace(id, Piece{operation, access});
     port_.send(scratch_, {});
 }
@@ -133,6 +151,7 @@ bool PeerDma::reply(const Message &message)
     auto piece = std::move(it->second);
     pieces_.erase(it);
     --piece.operation->in_flight;
+    reply_cost_ -= reply_cost(piece.operation->command, piece.access.count);
     if (!piece.operation->finished) {
         const auto status = take(piece, message);
         piece.operation->completed += piece.access.count;
@@ -181,6 +200,7 @@ void PeerDma::tick(Nanoseconds now)
         const bool dead = entry.second.operation->deadline <= now;
         if (dead) {
             expired_[entry.first] = static_cast<std::uint16_t>(entry.second.operation->command);
+            reply_cost_ -= reply_cost(entry.second.operation->command, entry.second.access.count);
         }
         return dead;
     });
@@ -197,6 +217,7 @@ void PeerDma::abort(Status status)
     by_deadline_.clear();
     waiting_.clear();
     pieces_.clear();
+    reply_cost_ = 0;
 }
 
 Nanoseconds PeerDma::next_deadline() const

@@ -28,6 +28,11 @@ public:
     static constexpr std::size_t kMaxOutstanding = 256;
     /// While the peer has not read this much of what was sent, no further command is.
     static constexpr std::size_t kMaxBacklog = 4 * 1024 * 1024;
+    /// Data of one read command, and cost of all that the peer still has to answer. QEMU (10.1 to 11.1) takes a partial
+    /// write for a whole one: replies that do not fit into its socket buffer (212992 bytes unless configured, each
+    /// message with overhead) are cut short, and the stream is out of step.
+    static constexpr std::uint64_t kMaxReadPiece = 64 * 1024;
+    static constexpr std::uint64_t kMaxReplyCost = 144 * 1024;
 
     PeerDma(Port &port, Counters &counters, Log &log, Nanoseconds timeout)
         : port_(port), counters_(counters), log_(log), timeout_(timeout)
@@ -73,6 +78,11 @@ private:
         vfio_user::DmaAccess access;
     };
 
+    /// Socket buffer that the reply of a read takes at the peer, at most; 0 for a write.
+    static std::uint64_t reply_cost(vfio_user::Command command, std::uint64_t count) noexcept;
+    [[nodiscard]] std::uint64_t next_count(const Operation &operation) const;
+    [[nodiscard]] bool may_issue(const Operation &operation) const;
+
     void start(Nanoseconds now, Operation operation);
     void issue();
     void issue_piece(const OperationPtr &operation);
@@ -86,6 +96,7 @@ private:
     Log &log_;
     Nanoseconds timeout_;
     std::uint64_t max_transfer_ = vfio_user::kMaxDataXferSize;
+    std::uint64_t reply_cost_ = 0;  // of all pieces
     std::uint16_t last_message_id_ = 0;
     std::map<std::uint16_t, Piece> pieces_;  // by message ID
     std::deque<OperationPtr> waiting_;       // not everything issued yet, in order

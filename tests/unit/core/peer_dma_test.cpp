@@ -167,6 +167,29 @@ TEST_F(PeerDmaTest, AccessesAreSplitToThePeersLimit)
               control_reply(token).payload);
 }
 
+TEST_F(PeerDmaTest, RepliesToReadsFitIntoThePeersSocketBuffer)  // QEMU 11.1 cuts them short otherwise
+{
+    start();
+    constexpr std::uint64_t kLength = 200 * 1024;
+    const auto token = start_read(kBase, kLength);
+    const auto small = start_read(kBase, 8);
+    for (std::uint64_t asked = 0; asked < 192 * 1024; asked += core::PeerDma::kMaxReadPiece) {
+        ASSERT_EQ(1u, port.sent.size()) << "one piece of 64 KiB fills the buffer";
+        const auto sent = take_sent();
+        EXPECT_EQ(concat(vu::DmaAccess{kBase + asked, core::PeerDma::kMaxReadPiece}), sent.payload);
+        reply_to(sent, concat(sent.payload, filled(core::PeerDma::kMaxReadPiece, 7)));
+    }
+    // Only 8 KiB are left: they and the second read go out together.
+    ASSERT_EQ(2u, port.sent.size());
+    const auto last = take_sent(), behind = take_sent();
+    EXPECT_EQ(concat(vu::DmaAccess{kBase, 8}), behind.payload);
+    reply_to(behind, concat(behind.payload, filled(8, 1)));
+    EXPECT_TRUE(done(small));
+    EXPECT_FALSE(done(token));
+    reply_to(last, concat(last.payload, filled(8 * 1024, 7)));
+    EXPECT_EQ(control::Status::ok, status(token));
+}
+
 TEST_F(PeerDmaTest, APeerThatTakesOneByteAtATimeIsServedWithinBounds)
 {
     start(R"({"capabilities":{"max_data_xfer_size":1}})");
