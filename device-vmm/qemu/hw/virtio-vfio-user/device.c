@@ -302,14 +302,14 @@ static void vvfu_get_config(VirtIODevice *vdev, uint8_t *config)
     vvfu_core_device_config(VIRTIO_VFIO_USER(vdev)->core, config);
 }
 
-static void vvfu_reset(VirtIODevice *vdev)
+/* The driver is gone, or starts anew. */
+static void vvfu_withdraw(VirtioVfioUser *s)
 {
-    VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
+    bool core_knew = s->core_knows_broken;
 
     vvfu_queues_drop_chains(s);
     s->notify_queues = 0;
-    /* The virtio core mends the device after this. */
-    s->core_knows_broken = true;
+    s->core_knows_broken = true; /* what follows says it */
     if (s->in_core) {
         /* The guest aimed its DMA at a register that resets the function. */
         s->reset_in_core = true;
@@ -323,7 +323,15 @@ static void vvfu_reset(VirtIODevice *vdev)
         vvfu_core_driver_reset(s->core, vvfu_now());
         vvfu_leave(s);
     }
-    s->core_knows_broken = false;
+    s->core_knows_broken = core_knew;
+}
+
+static void vvfu_reset(VirtIODevice *vdev)
+{
+    VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
+
+    vvfu_withdraw(s);
+    s->core_knows_broken = false; /* the virtio core mends the device next */
     vvfu_notifications_reset(s);
 }
 
@@ -342,10 +350,9 @@ static void vvfu_set_status(VirtIODevice *vdev, uint8_t status)
      * is all the device hears when vfio-pci takes it from a driver that died.
      */
     if (vdev->status & ~status & VIRTIO_CONFIG_S_DRIVER_OK) {
-        vvfu_reset(vdev);
+        vvfu_withdraw(s);
     }
 }
-
 
 /* VIRTIO_F_RING_RESET is not offered, but QEMU lets the guest do it. */
 static void vvfu_queue_reset(VirtIODevice *vdev, uint32_t index)
