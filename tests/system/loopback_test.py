@@ -17,12 +17,16 @@ def stage(lab):
     source = lab.directory / "source.img"
     digest = random_file(source, SIZE)
     server = lab.loopback(f"nvme --serial=LOOP --backing={image.path}").start()
-    return types.SimpleNamespace(lab=lab, image=image, source=source, digest=digest, server=server, count=0)
+    return types.SimpleNamespace(lab=lab, image=image, source=source, digest=digest, server=server, drivers=[])
 
 
 def new_driver(stage, **options):
-    stage.count += 1
-    driver = stage.lab.driver_vm(f"driver{stage.count}", source=stage.source, **options).start()
+    """One more driver VM, with its disk ready. Ends what a failed case left behind."""
+    for leftover in stage.drivers:
+        leftover.kill()
+    driver = stage.lab.driver_vm(f"driver{len(stage.drivers) + 1}", source=stage.source, **options)
+    stage.drivers.append(driver)
+    driver.start()
     driver.wait_ready()
     guestio.wait_for_disk(driver)
     return driver

@@ -333,6 +333,46 @@ def test_device_reset_ends_the_session(machine, driver, session, path):
         assert peer.receive()[1] == 0
 
 
+def test_losing_bus_master_ends_the_session(machine, driver, session, path):
+    # All that the device hears when vfio-pci takes it from a driver that was killed.
+    driver.set_config(4, 2, 2)
+    with pytest.raises(EOFError):
+        session.receive()
+    assert not path.exists()
+    driver.set_config(4, 6, 2)
+    driver.initialise()
+    driver.register()
+
+
+def test_unplug_ends_the_session(tmp_path, path):
+    with Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp,addr=05.0"]) as machine:
+        port = drv.Driver.__new__(drv.Driver)
+        port.machine, port.slot, port.bus = machine, 5, 0
+        port.set_config(0x18, 0x00010100)  # bus 1 is behind the port
+        port.set_config(0x20, 0xFE40FE00)  # memory window
+        port.set_config(0x24, 0xFFF10001)  # prefetchable window
+        port.set_config(0x28, 0)
+        port.set_config(0x2C, 0xFF)
+        port.set_config(4, 6, 2)
+        machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp", socket=str(path))
+        driver = drv.Driver(machine, slot=0, bus=1)
+        driver.initialise()
+        driver.register()
+        with client.Peer(path) as peer:
+            peer.send_version()
+            driver.begin_session()
+            assert peer.receive()[1] == 0
+            fd, _ = client.shared_memory(MIB)
+            add_range(driver, peer, 0, MIB, fd)
+            machine.qmp.execute("device_del", id="vvfu")
+            machine.qmp.execute("system_reset")
+            with pytest.raises(EOFError):
+                peer.receive()
+        eventually(lambda: "vvfu" not in machine.monitor("info qtree"), "the function is gone")
+        assert not path.exists()
+        eventually(lambda: "memfd:memory" not in open(f"/proc/{machine.process.pid}/maps").read(), "no mapping is left")
+
+
 def test_register_access_goes_through(driver, session):
     session.send(client.REGION_READ, struct.pack("=QII", 0x10, 0, 4))
     request = driver.expect(drv.REGION_READ)

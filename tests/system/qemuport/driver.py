@@ -74,9 +74,10 @@ class Queue:
 
 
 class Driver:
-    def __init__(self, machine, slot=4):
+    def __init__(self, machine, slot=4, bus=0):
         self.machine = machine
         self.slot = slot
+        self.bus = bus
         self._id = 0
         self.doorbells = self.notifications = self.window = self.region_memory = None
         self.place_bars()
@@ -85,11 +86,11 @@ class Driver:
     # ---- PCI ----
 
     def config(self, offset, width=4):
-        self.machine.command(f"outl 0xcf8 {0x80000000 | self.slot << 11 | (offset & ~3):#x}")
+        self.machine.command(f"outl 0xcf8 {0x80000000 | self.bus << 16 | self.slot << 11 | (offset & ~3):#x}")
         return int(self.machine.command(f"in{'_bwl'[width.bit_length()]} {0xCFC + (offset & 3):#x}"), 16)
 
     def set_config(self, offset, value, width=4):
-        self.machine.command(f"outl 0xcf8 {0x80000000 | self.slot << 11 | (offset & ~3):#x}")
+        self.machine.command(f"outl 0xcf8 {0x80000000 | self.bus << 16 | self.slot << 11 | (offset & ~3):#x}")
         self.machine.command(f"out{'_bwl'[width.bit_length()]} {0xCFC + (offset & 3):#x} {value:#x}")
 
     def bar_size(self, bar, is_64bit=False):
