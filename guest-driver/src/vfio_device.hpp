@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "device_access.hpp"
 #include "iova_allocator.hpp"
 #include "pci_sysfs.hpp"
 #include "vvfu/base/fd.hpp"
@@ -43,24 +44,20 @@ struct VfioIommuInfo {
 /// Whether a function could be opened, and if not, why: one line that names the remedy.
 [[nodiscard]] Result<unsigned> check_vfio_binding(const PciSysfs &sysfs, const PciAddress &address);
 
-class VfioDevice {
+class VfioDevice final : public DeviceAccess {
 public:
     /// Opens container, group and device, and enables memory decoding and bus mastering.
     static Result<std::unique_ptr<VfioDevice>> open(const PciSysfs &sysfs, const PciAddress &address);
-    ~VfioDevice();
+    ~VfioDevice() override;
     VfioDevice(const VfioDevice &) = delete;
     VfioDevice &operator=(const VfioDevice &) = delete;
 
-    [[nodiscard]] const std::string &name() const noexcept { return name_; }
-    /// The first 256 bytes of configuration space.
-    [[nodiscard]] Result<std::vector<std::byte>> config() const;
-    /// Maps bytes of a BAR read-write, until destruction.
-    Result<std::span<std::byte>> map_bar(unsigned bar, std::uint64_t offset, std::uint64_t size);
-    [[nodiscard]] unsigned msix_vectors() const;
-    /// Enables MSI-X with vector i on `eventfds[i]` (borrowed; they outlive the device). Once.
-    Result<void> enable_msix(std::span<const int> eventfds);
-    /// Zeroed memory that the function may read and write by DMA, until destruction.
-    Result<SharedBuffer> allocate(std::size_t bytes);
+    [[nodiscard]] const std::string &name() const noexcept override { return name_; }
+    [[nodiscard]] Result<std::vector<std::byte>> config() const override;
+    Result<std::span<std::byte>> map_bar(unsigned bar, std::uint64_t offset, std::uint64_t size) override;
+    [[nodiscard]] unsigned msix_vectors() const override;
+    Result<void> enable_msix(std::span<const int> eventfds) override;
+    Result<SharedBuffer> allocate(std::size_t bytes) override;
 
 private:
     struct Mapping {
