@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // One virtio-vfio-user function as its driver sees it, without saying how it is reached. Two
-// implementations: VfioTransport (virtio-pci over VFIO, in a device guest) and the loopback port.
+// implementations: VirtioPciTransport (over VFIO, in a device guest) and the loopback port.
 #pragma once
 
 #include <cstddef>
