@@ -82,7 +82,8 @@ public:
     void peer_data(Nanoseconds now, std::span<const std::byte> data, std::span<Fd> fds);
     /// End of file (0) or a socket error (errno).
     void peer_closed(Nanoseconds now, int error);
-    /// False while the guest is too slow or the peer does not read: the port then stops reading the socket.
+    /// False while the guest is too slow, the peer does not read, or the guest has not answered the end of the session
+    /// before this one: the port then stops reading the socket. Look again after every call.
     [[nodiscard]] bool wants_peer_data() const;
     /// Port::send_backlog() went back to 0.
     void send_drained(Nanoseconds now);
