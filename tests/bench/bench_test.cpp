@@ -23,7 +23,7 @@ TEST(Report, MedianOfOddAndEvenCounts)
 TEST(Report, MeasureKeepsTheExtremesAndCompareDivides)
 {
     double next = 5;
-    auto row = bench::measure("x", "us", 3, [&] { return next--; });
+    auto row = bench::measure({"x", "us", [&] { return next--; }}, 3);
     EXPECT_EQ(row.result, 4);
     EXPECT_EQ(row.low, 3);
     EXPECT_EQ(row.high, 5);
@@ -32,6 +32,24 @@ TEST(Report, MeasureKeepsTheExtremesAndCompareDivides)
     base.result = 2;
     EXPECT_EQ(*bench::compare(row, base).ratio, 2);
     EXPECT_EQ(row.against, "base");
+}
+
+TEST(Report, MeasureBesideTakesTheMedianOfTheRoundsRatios)
+{
+    // The machine is slow in the second round: 1 and 2, 10 and 20, 1 and 3.
+    double slow[] = {1, 10, 1}, ratios[] = {2, 2, 3};
+    unsigned base_round = 0, round = 0;
+    const auto [base, item] = bench::measure_beside({"base", "us", [&] { return slow[base_round++]; }},
+                                                    {"item", "us",
+                                                     [&] {
+                                                         const auto i = round++;
+                                                         return slow[i] * ratios[i];
+                                                     }},
+                                                    3);
+    EXPECT_EQ(base.result, 1);
+    EXPECT_EQ(item.result, 3);
+    EXPECT_EQ(item.against, "base");
+    EXPECT_EQ(*item.ratio, 2);
 }
 
 TEST(Benchmark, QuickRunPrintsEveryRowWithASensibleValue)

@@ -54,6 +54,17 @@ std::string aim_text(const Row &row)
     return row.met ? row.aim + (*row.met ? ": met" : ": MISSED") : row.aim;
 }
 
+Row summary(const Item &item, std::vector<double> values)
+{
+    Row row;
+    row.name = item.name;
+    row.unit = item.unit;
+    row.low = *std::min_element(values.begin(), values.end());
+    row.high = *std::max_element(values.begin(), values.end());
+    row.result = median(std::move(values));
+    return row;
+}
+
 }  // namespace
 
 double median(std::vector<double> values)
@@ -66,19 +77,27 @@ double median(std::vector<double> values)
     return values.size() % 2 != 0 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
-Row measure(std::string name, std::string unit, unsigned rounds, const std::function<double()> &measure)
+Row measure(const Item &item, unsigned rounds)
 {
     std::vector<double> values;
     for (unsigned round = 0; round < rounds; ++round) {
-        values.push_back(measure());
+        values.push_back(item.once());
     }
-    Row row;
-    row.name = std::move(name);
-    row.unit = std::move(unit);
-    row.low = *std::min_element(values.begin(), values.end());
-    row.high = *std::max_element(values.begin(), values.end());
-    row.result = median(std::move(values));
-    return row;
+    return summary(item, std::move(values));
+}
+
+std::pair<Row, Row> measure_beside(const Item &base, const Item &item, unsigned rounds)
+{
+    std::vector<double> base_values, values, ratios;
+    for (unsigned round = 0; round < rounds; ++round) {
+        base_values.push_back(base.once());
+        values.push_back(item.once());
+        ratios.push_back(values.back() / base_values.back());
+    }
+    auto rows = std::pair(summary(base, std::move(base_values)), summary(item, std::move(values)));
+    rows.second.against = base.name;
+    rows.second.ratio = median(std::move(ratios));
+    return rows;
 }
 
 Row &compare(Row &row, const Row &with)

@@ -7,6 +7,7 @@
 #include <optional>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace vvfu::bench {
@@ -25,10 +26,19 @@ struct Row {
 /// Median of the values; 0 if there is none.
 double median(std::vector<double> values);
 
-/// Runs `measure` `rounds` times; fills result, low and high.
-Row measure(std::string name, std::string unit, unsigned rounds, const std::function<double()> &measure);
+/// Something to measure; `once` returns one value in `unit`.
+struct Item {
+    std::string name, unit;
+    std::function<double()> once;
+};
+
+/// Measures `rounds` times; fills result, low and high.
+Row measure(const Item &item, unsigned rounds);
 /// Sets `against` and `ratio`.
 Row &compare(Row &row, const Row &with);
+/// Measures both in turn in each round, so that a busy machine hits both alike. The second row's ratio is the median of
+/// the rounds' ratios.
+std::pair<Row, Row> measure_beside(const Item &base, const Item &item, unsigned rounds);
 
 void print_table(std::ostream &out, const std::vector<Row> &rows);
 /// One JSON object: {"rows": [...]}, keys as the fields of Row; absent ones are null.
