@@ -5,12 +5,14 @@ import pytest
 
 from vmlab.topology import FUNCTION
 
+UUID = "5f1c7e2a-90b3-4d68-8a41-c3e2d7f60b19"
+
 
 @pytest.fixture(scope="module")
 def device(lab):
     image = lab.directory / "disk.img"
     image.write_bytes(bytes(1 << 20))
-    machine = lab.device_vm(image).start()
+    machine = lab.device_vm(image, properties={"uuid": UUID}).start()
     machine.wait_ready()
     return machine
 
@@ -81,10 +83,9 @@ def test_second_instance_is_refused_while_one_serves(device):
     device.stop_guest_driver()
 
 
-def test_found_by_uuid(lab, device):
-    uuid = next(word for line in device.run("vvfu-guest list").splitlines() if FUNCTION in line
-                for word in line.split() if word.count("-") == 4)
-    device.start_guest_driver("nvme --backing=mem:16M", options=f"--uuid={uuid}")
+def test_found_by_uuid(device):
+    assert any(FUNCTION in line and UUID in line for line in device.run("vvfu-guest list").splitlines())
+    device.start_guest_driver("nvme --backing=mem:16M", options=f"--uuid={UUID}")
     device.stop_guest_driver()
 
 
