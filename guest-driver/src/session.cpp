@@ -313,7 +313,9 @@ void Session::Impl::leave_session()
 void Session::Impl::quiesce(std::function<void()> then)
 {
     if (resetting_) {
-        reset_then_ = std::move(then);  // what waited for that reset before is void by now
+        // What waited for that reset before is void by now. A reset that the peer asked for leaves the session in
+        // place, so there may be more to do after it.
+        reset_then_ = [this, then = std::move(then)] { quiesce(then); };
         return;
     }
     if (!peer_up_) {

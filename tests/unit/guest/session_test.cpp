@@ -958,6 +958,23 @@ TEST_F(BrokenDeviceTest, AModelThatIsResettingIsNotResetAgain)
     ASSERT_TRUE(run_until([&] { return transport.driver_is_ok; }));
 }
 
+TEST_F(BrokenDeviceTest, ADeviceThatBreaksDuringAResetTakesTheNextSession)
+{
+    start_connected();
+    model.hold_resets = true;
+    send(Type::device_reset, {});
+    run();
+    transport.set_broken();
+    run();
+    model.hold_resets = false;
+    model.held();
+    ASSERT_TRUE(run_until([&] { return transport.driver_is_ok; }));
+    EXPECT_EQ(model.log, (std::vector<std::string>{"reset", "gone"}));
+    EXPECT_FALSE(session->peer_up());
+    accept_registration();
+    peer_up(2);
+}
+
 // ---- stop ----
 
 TEST_F(SessionTest, StopWithdrawsTheDeviceRestsTheModelAndResetsTheFunction)
