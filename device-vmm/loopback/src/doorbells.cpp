@@ -18,12 +18,10 @@ void Doorbells::set(unsigned index, int fd)
         return;
     }
     auto &doorbell = doorbells_[index];
-    const bool nonblocking = fd >= 0 && is_nonblocking(fd);
     //= VVFU-DOORBELL-8
     //# The device MUST NOT signal an eventfd of the peer after the peer has de-assigned or masked its vector.
     const std::lock_guard lock{doorbell.mutex};
     doorbell.fd = fd;
-    doorbell.nonblocking = nonblocking;
 }
 
 void Doorbells::ring(unsigned index)
@@ -38,8 +36,6 @@ void Doorbells::ring(unsigned index)
     const std::lock_guard lock{doorbell.mutex};
     if (doorbell.fd < 0) {
         unconnected_(index);
-    } else if (doorbell.nonblocking) {
-        signal_nonblocking_eventfd(doorbell.fd);
     } else {
         signal_eventfd(doorbell.fd);
     }

@@ -21,7 +21,6 @@ private:
     struct Doorbell {
         std::mutex mutex;
         int fd = -1;
-        bool nonblocking = false;
     };
     unsigned count_;
     std::unique_ptr<Doorbell[]> doorbells_;
