@@ -185,11 +185,17 @@ bool QueueEngine::cq_doorbell(CompletionQueue &cq, std::uint32_t head)
     if (!set_head(cq, head)) {
         return false;
     }
+    retry_waiting(cq);
+    return true;
+}
+
+/// There may be room for completions that found the queue full.
+void QueueEngine::retry_waiting(CompletionQueue &cq)
+{
     if (!cq.waiting.empty() && !cq.dirty) {
         cq.dirty = true;
         dirty_.push_back(cqs_.at(cq.id));
     }
-    return true;
 }
 
 Status QueueEngine::use_shadow_doorbells(guest::DmaAddress shadow, guest::DmaAddress event_index,
@@ -233,6 +239,7 @@ void QueueEngine::adopt_shadow(CompletionQueue &cq)
     if (shadow && (*shadow == 0 || !set_head(cq, *shadow))) {
         shadows_.initialise(index, cq.ring.head);
     }
+    retry_waiting(cq);  // nothing says that the host writes the register for a head that it has moved already
 }
 
 bool QueueEngine::refresh_head(CompletionQueue &cq)

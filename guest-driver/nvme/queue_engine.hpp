@@ -94,6 +94,7 @@ private:
     void process();
     [[nodiscard]] bool set_tail(SubmissionQueue &sq, std::uint32_t tail) noexcept;
     [[nodiscard]] bool set_head(CompletionQueue &cq, std::uint32_t head) noexcept;
+    void retry_waiting(CompletionQueue &cq);
     void mark_unarmed(const std::shared_ptr<SubmissionQueue> &sq);
     [[nodiscard]] bool rearm();
     [[nodiscard]] bool rearm(SubmissionQueue &sq);

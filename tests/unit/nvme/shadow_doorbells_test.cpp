@@ -186,6 +186,27 @@ TEST_F(ShadowDoorbellsTest, ShadowWrittenBeforeTheCommandCounts)
     EXPECT_TRUE(host.poll(1));
 }
 
+TEST_F(ShadowDoorbellsTest, CompletionsThatWaitForRoomSeeAHeadWrittenBeforeTheCommand)
+{
+    start(true, 4);
+    for (int i = 0; i < 6; ++i) {  // three fill the completion queue
+        host.submit(1, io(IoOpcode::flush));
+        host.ring_sq(1);
+        host.run();
+    }
+    ASSERT_TRUE(host.poll(1));
+    ASSERT_TRUE(host.poll(1));
+    const auto pages = host.allocate(8192);
+    const Le32 tail = host.queue(1).sq_tail, head = host.queue(1).cq_head;
+    std::memcpy(host.at(pages + 8), &tail, sizeof(tail));
+    std::memcpy(host.at(pages + 12), &head, sizeof(head));
+    ASSERT_EQ(configure(pages, pages + 4096), Status::success);
+    host.run();
+    for (int i = 0; i < 3; ++i) {
+        EXPECT_TRUE(host.poll(1)) << i;
+    }
+}
+
 TEST_F(ShadowDoorbellsTest, ImpossibleShadowValueIsAnError)
 {
     start();
