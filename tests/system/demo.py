@@ -244,8 +244,13 @@ def guest_driver_log(demo):
 
 
 def demonstrate(options):
-    lab = Lab(outlive=options.keep)
+    try:
+        lab = Lab(outlive=options.keep)
+    except host.SetupError as error:
+        step(f"FAILED: {error}")
+        return 1
     demo = Demo(lab, options)
+    kept = False
     try:
         demo.run()
     except (Mismatch, GuestError, QmpError, host.SetupError, OSError, subprocess.SubprocessError) as error:
@@ -262,9 +267,9 @@ def demonstrate(options):
         print(f"  total             {time.time() - START:.1f} s, accelerator {lab.accelerator}")
         if options.keep:
             keep(lab)
+            kept = True
         return 0
     finally:
-        kept = options.keep and not lab.processes()
         lab.close()
         if not kept:
             shutil.rmtree(lab.directory, ignore_errors=True)

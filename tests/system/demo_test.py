@@ -11,6 +11,7 @@ import sys
 
 import pytest
 
+from vmlab import host
 from vmlab.vm import wait_until
 
 DEMO = pathlib.Path(__file__).with_name("demo.py")
@@ -36,6 +37,24 @@ def test_two_vms_end_with_equal_checksums(demo):
     assert re.search(r"direct write +64 MiB in [\d.]+ s", summary)
     for queue in ("nvme0q1", "nvme0q2"):
         assert re.search(rf"interrupts +{queue}: [1-9]", summary)
+
+
+def test_what_the_machine_lacks_is_one_line_and_leaves_nothing(demo, tmp_path, monkeypatch):
+    monkeypatch.setenv("VVFU_CACHE", str(tmp_path / "empty cache"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    result = demo("--no-vm")
+    assert result.returncode == 1, result.stdout
+    assert "FAILED: scripts/private-root has not been run" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert not list(tmp_path.glob("vvfu-*"))
+
+
+@pytest.mark.parametrize("script, argument", [("demo", "--bogus"), ("test", "--bogus"), ("test", "--jobs=2x")])
+def test_a_wrong_argument_ends_before_anything_is_installed(script, argument):
+    result = subprocess.run([host.TREE / "scripts" / script, argument], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, timeout=20, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert argument in result.stderr
 
 
 def test_one_flipped_bit_in_the_image_is_found(demo):

@@ -31,7 +31,7 @@ def _script_path(script):
     """The path that a cached build script prints, without making what is not there."""
     result = subprocess.run([TREE / "scripts" / script, "--print-path"], stdin=subprocess.DEVNULL,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
-    lines = result.stdout.split()
+    lines = result.stdout.splitlines()
     if result.returncode != 0 or not lines:
         raise SetupError(f"scripts/{script} has not been run: {result.stderr.strip()}")
     return pathlib.Path(lines[-1])

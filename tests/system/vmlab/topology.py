@@ -22,9 +22,9 @@ class Lab:
     def __init__(self, directory=None, outlive=False):
         """outlive: what it starts may go on after this program, see release()."""
         self.outlive = outlive
-        self.directory = pathlib.Path(directory or tempfile.mkdtemp(prefix="vvfu-"))
-        self.kernel = host.Kernel()
+        self.kernel = host.Kernel()  # what the machine may lack comes first: no directory is left behind then
         self.accelerator = host.accelerator()
+        self.directory = pathlib.Path(directory or tempfile.mkdtemp(prefix="vvfu-"))
         self.socket = self.directory / SOCKET_NAME
         self._images = {}
         self._processes = []
