@@ -150,6 +150,8 @@ static bool vvfu_late_reset(VirtioVfioUser *s)
     return true;
 }
 
+/* Interrupts go where the guest says, config space of the slot included: the
+ * device may be unplugged behind each of these steps. */
 static void vvfu_settle(VirtioVfioUser *s)
 {
     bool more = true;
@@ -158,13 +160,24 @@ static void vvfu_settle(VirtioVfioUser *s)
         /* Memory first: a DMA_UNMAP reply promises that it is gone. */
         vvfu_transaction_end(s);
         vvfu_queues_notify(s);
+        if (s->unrealized) {
+            return;
+        }
         more = vvfu_late_reset(s);
+        if (s->unrealized) {
+            return;
+        }
         more |= vvfu_after_flush(s, vvfu_peer_flush(s));
+        if (s->unrealized) {
+            return;
+        }
     }
     vvfu_transaction_end(s);
     vvfu_queues_notify(s);
-    vvfu_peer_rearm(s);
-    vvfu_arm_deadline(s);
+    if (!s->unrealized) {
+        vvfu_peer_rearm(s);
+        vvfu_arm_deadline(s);
+    }
 }
 
 static void vvfu_core_destroy(VirtioVfioUser *s)
@@ -179,11 +192,14 @@ static void vvfu_core_destroy(VirtioVfioUser *s)
 void vvfu_leave(VirtioVfioUser *s)
 {
     vvfu_core_end(s);
-    if (s->unrealized) {
-        vvfu_core_destroy(s); /* vvfu_unrealize() could not do it */
-    } else {
+    if (!s->unrealized) {
         vvfu_settle(s);
+    }
+    if (!s->unrealized) {
         vvfu_check_broken(s);
+    }
+    if (s->unrealized && s->core) {
+        vvfu_core_destroy(s); /* vvfu_core_stop() could not do it */
     }
     object_unref(OBJECT(s->pci));
 }
@@ -241,9 +257,8 @@ void vvfu_core_stop(VirtioVfioUser *s)
 {
     timer_free(s->deadline);
     s->deadline = NULL;
-    if (s->in_core) {
-        s->unrealized = true;
-    } else {
+    if (!s->in_core) {
         vvfu_core_destroy(s);
     }
+    s->unrealized = true;
 }

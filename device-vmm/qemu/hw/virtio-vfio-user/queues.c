@@ -84,20 +84,30 @@ static void vvfu_take_chains(VirtioVfioUser *s, VirtQueue *vq,
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
     VirtQueueElement *element;
+    bool more = true;
 
     if (s->in_core || s->unrealized) {
         return; /* a guest's DMA made this kick; the next one counts */
     }
+    object_ref(OBJECT(s->pci));
     for (int i = 0; i < VVFU_QUEUE_SIZE && !vdev->broken; i++) {
         element = virtqueue_pop(vq, sizeof(VirtQueueElement));
         if (!element) {
-            vvfu_check_broken(s);
-            return;
+            more = false;
+            break;
         }
         handle(s, vq, element);
+        if (s->unrealized) {
+            break; /* the queue is gone */
+        }
     }
-    vvfu_check_broken(s);
-    qemu_bh_schedule(s->resume);
+    if (!s->unrealized) {
+        vvfu_check_broken(s);
+    }
+    if (more && !s->unrealized) {
+        qemu_bh_schedule(s->resume);
+    }
+    object_unref(OBJECT(s->pci));
 }
 
 static void vvfu_control_kicked(VirtIODevice *vdev, VirtQueue *vq)
@@ -127,8 +137,10 @@ void vvfu_queues_run(VirtioVfioUser *s)
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
 
     if (!vdev->broken && (vdev->status & VIRTIO_CONFIG_S_DRIVER_OK)) {
+        object_ref(OBJECT(s->pci));
         vvfu_control_kicked(vdev, s->queues[VVFU_QUEUE_CONTROL]);
         vvfu_reply_kicked(vdev, s->queues[VVFU_QUEUE_REPLY]);
+        object_unref(OBJECT(s->pci));
     }
 }
 
@@ -204,7 +216,8 @@ void vvfu_queues_notify(VirtioVfioUser *s)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
 
-    for (unsigned i = 0; i < VVFU_QUEUES; i++) {
+    /* The interrupt can be what unplugs the device. */
+    for (unsigned i = 0; i < VVFU_QUEUES && !s->unrealized; i++) {
         if (s->notify_queues & BIT(i)) {
             virtio_notify(vdev, s->queues[i]);
         }
