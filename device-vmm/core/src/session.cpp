@@ -75,6 +75,11 @@ void Session::take_reply(const Message &message)
         return env_.log.once(LogLevel::warning, "unknown peer reply",
                              "reply of the peer to an unknown command ignored");
     }
+    // Replies are read even while nothing is dispatched, so the limit on what the peer does not read counts here too.
+    if (env_.port.send_backlog() >= kMaxSendBacklog) {
+        ++env_.counters.protocol_errors;
+        return end(DownReason::protocol_error);
+    }
     // libvfio-user's tests pin an error reply for a reply to nothing (test_unsolicited_reply).
     refuse(message.header, EINVAL);
 }

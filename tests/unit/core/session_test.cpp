@@ -187,6 +187,16 @@ TEST_F(SessionTest, UnknownCommandsAndUnsolicitedRepliesGetEinvalAndTheSessionLi
     EXPECT_EQ(8u, core->state().protocol_errors);
 }
 
+TEST_F(SessionTest, UnsolicitedRepliesOfAPeerThatReadsNothingEndTheSession)
+{
+    start_session();
+    port.backlog = 5 * 1024 * 1024;
+    const auto sent = port.sent.size();
+    feed(raw_command(8, {}, vu::kTypeReply));
+    EXPECT_EQ(sent, port.sent.size());  // not one byte more for it
+    EXPECT_STREQ("listening", core->state().state);
+}
+
 TEST_F(SessionTest, NoReplyCommandsGetNoReplyNotEvenAnError)
 {
     start_session();
