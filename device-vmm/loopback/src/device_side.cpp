@@ -511,7 +511,6 @@ void DeviceSide::drop_peer()
         reactor_->unwatch(peer_->fd());
     }
     peer_events_ = 0;
-    peer_refused_bytes_ = false;
     if (resources_.listener.fd() >= 0) {
         reactor_->modify(resources_.listener.fd(), EPOLLIN);
     }
@@ -531,8 +530,8 @@ void DeviceSide::flush_peer()
         core_->peer_closed(Reactor::now(), error == EPIPE ? 0 : error);
         return;
     }
-    const bool refused = peer_->backlog() > 0;
-    if (std::exchange(peer_refused_bytes_, refused) && !refused) {
+    // The core may have seen a backlog that is gone already: the peer reads while it is at work.
+    if (peer_->take_drained()) {
         core_->send_drained(Reactor::now());
         flush_peer();  // what the core had waiting for that
     }

@@ -130,7 +130,6 @@ private:
     std::unique_ptr<PeerSocket> peer_;
     std::unique_ptr<PeerSocket> closed_peer_;  // dropped where nobody can be using it
     std::uint32_t peer_events_ = 0;            // watched for; 0: not watched
-    bool peer_refused_bytes_ = false;
     std::map<unsigned, int> notifications_;
 
     bool stopping_ = false;

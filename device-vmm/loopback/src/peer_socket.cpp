@@ -114,6 +114,7 @@ void PeerSocket::queue(std::span<const std::byte> bytes, std::span<const int> fd
         }
     }
     backlog_bytes_ += rest.bytes.size();
+    refused_ = true;
     backlog_.push_back(std::move(rest));
 }
 
@@ -137,6 +138,11 @@ void PeerSocket::flush()
             backlog_.pop_front();
         }
     }
+}
+
+bool PeerSocket::take_drained() noexcept
+{
+    return backlog_bytes_ == 0 && std::exchange(refused_, false);
 }
 
 std::size_t PeerSocket::transmit(std::span<const std::byte> bytes, std::span<const int> fds)

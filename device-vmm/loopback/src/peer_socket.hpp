@@ -33,6 +33,8 @@ public:
     void flush();
     /// Bytes that the socket refused to take so far.
     [[nodiscard]] std::size_t backlog() const noexcept { return backlog_bytes_; }
+    /// Once after each time that backlog() was not 0: whether it is 0 again.
+    [[nodiscard]] bool take_drained() noexcept;
     /// errno of a failed send, 0 if all is well.
     [[nodiscard]] int send_error() const noexcept { return send_error_; }
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }
@@ -53,6 +55,7 @@ private:
     std::vector<std::byte> batch_;
     std::deque<Outgoing> backlog_;
     std::size_t backlog_bytes_ = 0;
+    bool refused_ = false;
     int send_error_ = 0;
 };
 

@@ -171,6 +171,22 @@ TEST_F(PeerSocketTest, QueuesWhatThePeerDoesNotTakeWithoutBlocking)
     EXPECT_EQ(socket->send_error(), 0);
 }
 
+TEST_F(PeerSocketTest, ABacklogThatIsGoneByTheNextFlushIsReportedOnce)
+{
+    const auto message = pattern(20000);
+    socket->send(message, {});
+    EXPECT_FALSE(socket->take_drained());
+    while (socket->backlog() == 0) {
+        socket->send(message, {});
+    }
+    EXPECT_FALSE(socket->take_drained());
+    static_cast<void>(read_all());
+    socket->flush();
+    ASSERT_EQ(socket->backlog(), 0u);
+    EXPECT_TRUE(socket->take_drained());
+    EXPECT_FALSE(socket->take_drained());
+}
+
 TEST_F(PeerSocketTest, SendsFdsWithTheFirstByteOfTheirMessage)
 {
     const test::EventFd event;
