@@ -99,6 +99,9 @@ void Core::Impl::send_down(Nanoseconds now, std::uint32_t epoch, control::DownRe
         now, Type::peer, epoch, config_.access_timeout,
         [this](const GuestReply &reply) {
             down_pending_ = false;
+            if (!reply.expired) {
+                window_.release_retired();  // its DMA of all sessions so far is over
+            }
             return reply.payload.empty();
         },
         [&](control::Buffer &out) { control::append(out, down); });
@@ -147,6 +150,7 @@ void Core::Impl::driver_reset()
     withdraw();
     //= VVFU-INIT-3
     guest_.reset();
+    window_.release_retired();
     log_.forget();
     driver_ok_ = false;
     port_.state_changed();
@@ -168,7 +172,7 @@ int Core::Impl::peer_connected(const PeerCredentials &credentials)
     }
     log_.forget();
     session_ = std::make_unique<Session>(
-        SessionEnvironment{config_, port_, counters_, log_, guest_, irqs_, *device_, epoch_}, credentials);
+        SessionEnvironment{config_, port_, counters_, log_, guest_, irqs_, *device_, window_, epoch_}, credentials);
     port_.state_changed();
     return 0;
 }

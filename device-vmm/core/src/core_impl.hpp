@@ -25,7 +25,8 @@ public:
           port_(port),
           log_(port),
           irqs_(port, config.doorbells),
-          guest_(port, counters_, log_, config.access_timeout)
+          guest_(port, counters_, log_, config.access_timeout),
+          window_(config.window_size)
     {
     }
     ~Impl();
@@ -63,6 +64,7 @@ public:
     IrqTable irqs_;
     GuestChannel guest_;
     std::optional<Device> device_;
+    WindowAllocator window_;
     std::unique_ptr<Session> session_;
     bool broken_ = false;
 

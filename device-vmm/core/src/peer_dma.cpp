@@ -73,6 +73,19 @@ void PeerDma::issue()
     }
 }
 
+void PeerDma::recheck(const Allowed &allowed)
+{
+    for (const auto &operation : waiting_) {
+        if (!operation->finished &&
+            !allowed(operation->address + operation->issued, operation->count - operation->issued,
+                     operation->command == Command::dma_write)) {
+            finish(operation, Status::fault);
+        }
+    }
+    forget_finished();
+    issue();
+}
+
 std::uint16_t PeerDma::next_message_id()
 {
     // Terminates: at most kMaxOutstanding + kMaxExpired + kMaxOutstanding of 65536 IDs are taken, see exhausted().

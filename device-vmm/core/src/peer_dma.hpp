@@ -45,6 +45,11 @@ public:
     void read(Nanoseconds now, std::uint64_t address, std::uint64_t count, Done done);
     void write(Nanoseconds now, std::uint64_t address, std::vector<std::byte> data, Done done);
 
+    /// The peer took memory away: operations with bytes that were not asked for yet and that `allowed` (address, count,
+    /// whether they are written) now denies end with fault, and no further command of them is sent.
+    using Allowed = std::function<bool(std::uint64_t, std::uint64_t, bool)>;
+    void recheck(const Allowed &allowed);
+
     /// Takes a reply-type message of the peer. False: it answers nothing that was ever asked.
     bool reply(const Message &message);
     /// The peer read what was sent to it: more commands may follow.

@@ -39,8 +39,8 @@ int protection(std::uint32_t memory_flags)
 
 }  // namespace
 
-PeerMemory::PeerMemory(const CoreConfig &config, Port &port, GuestChannel &guest, Log &log)
-    : config_(config), port_(port), guest_(guest), log_(log), window_(config.window_size)
+PeerMemory::PeerMemory(const CoreConfig &config, Port &port, GuestChannel &guest, Log &log, WindowAllocator &window)
+    : config_(config), port_(port), guest_(guest), log_(log), window_(window)
 {
 }
 
@@ -181,7 +181,7 @@ void PeerMemory::refused_by_guest(std::uint64_t address, std::uint64_t id)
     if (it != ranges_.end() && it->second.id == id) {
         const auto range = it->second;
         ranges_.erase(it);
-        unmap_from_window(range);
+        unmap_from_window(range, Guest::let_go);  // it never took it
     }
 }
 
@@ -226,26 +226,32 @@ void PeerMemory::remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator i
         now, Type::memory_info, epoch, config_.unmap_timeout,
         [this, id, request, done = std::move(done)](const GuestReply &reply) {
             const auto removed = removing_.extract(id);
-            //= VVFU-WINDOW-3
-            unmap_from_window(removed.mapped());
             // A guest that has seen neither message yet need not see either.
-            if (guest_.cancel(removed.mapped().add_request)) {
+            const bool unseen = guest_.cancel(removed.mapped().add_request);
+            if (unseen) {
                 guest_.cancel(*request);
             }
+            //= VVFU-WINDOW-3
+            unmap_from_window(removed.mapped(), unseen || !reply.expired ? Guest::let_go : Guest::may_access);
             done(0);
             return reply.payload.empty();
         },
         [&](control::Buffer &out) { control::append(out, info); });
 }
 
-void PeerMemory::unmap_from_window(const Range &range) noexcept
+void PeerMemory::unmap_from_window(const Range &range, Guest guest) noexcept
 {
     if (!range.in_window()) {
         --message_ranges_;
         return;
     }
     port_.window_unmap(range.info.window_offset, range.info.size);
-    window_.release(range.info.window_offset, range.info.size);
+    if (guest == Guest::let_go) {
+        window_.release(range.info.window_offset, range.info.size);
+    } else {
+        //= VVFU-WINDOW-11
+        window_.retire(range.info.window_offset, range.info.size);
+    }
     --mapped_ranges_;
     mapped_bytes_ -= range.info.size;
 }
@@ -278,10 +284,10 @@ Status PeerMemory::check(std::uint64_t address, std::uint64_t count, std::uint32
 void PeerMemory::release() noexcept
 {
     for (const auto &[address, range] : ranges_) {
-        unmap_from_window(range);
+        unmap_from_window(range, Guest::may_access);
     }
     for (const auto &[id, range] : removing_) {
-        unmap_from_window(range);
+        unmap_from_window(range, Guest::may_access);
     }
     ranges_.clear();
     removing_.clear();

@@ -25,7 +25,8 @@ public:
 
     static constexpr std::uint64_t kMaxRangeSize = std::uint64_t{8} << 40;
 
-    PeerMemory(const CoreConfig &config, Port &port, GuestChannel &guest, Log &log);
+    /// `window` outlives the session: what its guest may still access is not for the next one.
+    PeerMemory(const CoreConfig &config, Port &port, GuestChannel &guest, Log &log, WindowAllocator &window);
     PeerMemory(const PeerMemory &) = delete;
     PeerMemory &operator=(const PeerMemory &) = delete;
     ~PeerMemory();  ///< release()
@@ -42,7 +43,8 @@ public:
     /// kMemoryWrite): ok, fault or permission. count is not 0.
     [[nodiscard]] control::Status check(std::uint64_t address, std::uint64_t count, std::uint32_t flag) const;
 
-    /// The session is over: empties the window at once.
+    /// The session is over: empties the window at once. The offsets are retired until the guest has let go of the
+    /// session.
     void release() noexcept;
 
     [[nodiscard]] std::size_t unmaps_in_progress() const noexcept { return removing_.size(); }
@@ -68,13 +70,15 @@ private:
     void announce(Nanoseconds now, std::uint32_t epoch, Range &range, Done done);
     void refused_by_guest(std::uint64_t address, std::uint64_t id);
     void remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator it, Done done);
-    void unmap_from_window(const Range &range) noexcept;
+    /// Whether the guest is known not to access the range any more.
+    enum class Guest { let_go, may_access };
+    void unmap_from_window(const Range &range, Guest guest) noexcept;
 
     const CoreConfig &config_;
     Port &port_;
     GuestChannel &guest_;
     Log &log_;
-    WindowAllocator window_;
+    WindowAllocator &window_;
     Ranges ranges_;
     // Withdrawn, still in the window until the guest answers or the deadline passes; by range ID.
     std::map<std::uint64_t, Range> removing_;

@@ -16,7 +16,7 @@ using vfio_user::Command;
 Session::Session(const SessionEnvironment &environment, const PeerCredentials &credentials)
     : env_(environment),
       credentials_(credentials),
-      memory_(env_.config, env_.port, env_.guest, env_.log),
+      memory_(env_.config, env_.port, env_.guest, env_.log, env_.window),
       dma_(env_.port, env_.counters, env_.log, env_.config.access_timeout)
 {
 }
@@ -365,6 +365,10 @@ int Session::dma_unmap(Nanoseconds now, Message &message)
     } else {
         memory_.unmap(now, epoch_, request->address, request->size, std::move(done));
     }
+    //= VVFU-DMA-1
+    dma_.recheck([this](std::uint64_t address, std::uint64_t count, bool write) {
+        return memory_.check(address, count, write ? control::kMemoryWrite : control::kMemoryRead) == Status::ok;
+    });
     return 0;
 }
 

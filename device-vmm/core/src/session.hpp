@@ -31,6 +31,7 @@ struct SessionEnvironment {
     GuestChannel &guest;
     IrqTable &irqs;
     const Device &device;
+    WindowAllocator &window;
     std::uint32_t &epoch;  ///< of the latest session; a session takes the next one when it begins
 };
 

@@ -84,4 +84,11 @@ void WindowAllocator::release(std::uint64_t offset, std::uint64_t size)
     holes_.emplace(offset, size);
 }
 
+void WindowAllocator::release_retired()
+{
+    for (const auto &[offset, size] : std::exchange(retired_, {})) {
+        release(offset, size);
+    }
+}
+
 }  // namespace vvfu::core

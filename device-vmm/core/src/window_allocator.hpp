@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <utility>
+#include <vector>
 
 namespace vvfu::core {
 
@@ -20,6 +22,11 @@ public:
     /// Gives back exactly what allocate() returned.
     void release(std::uint64_t offset, std::uint64_t size);
 
+    /// Takes back what the guest may still access, for it was not heard to let go: not handed out again before
+    /// release_retired(), so that a late access never reaches another range.
+    void retire(std::uint64_t offset, std::uint64_t size) { retired_.emplace_back(offset, size); }
+    void release_retired();
+
     [[nodiscard]] std::uint64_t free_bytes() const noexcept { return free_bytes_; }
 
 private:
@@ -28,6 +35,7 @@ private:
 
     std::map<std::uint64_t, std::uint64_t> holes_;  // offset -> size; never adjacent
     std::uint64_t free_bytes_;
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> retired_;  // offset, size
 };
 
 }  // namespace vvfu::core

@@ -265,6 +265,21 @@ TEST_F(PeerDmaTest, ResetAndUnmapDoNotWaitForDma)
     EXPECT_FALSE(done(token));
 }
 
+TEST_F(PeerDmaTest, NothingMoreIsAskedOfMemoryThatThePeerTookAway)
+{
+    start();
+    const auto token = start_read(kBase, 200 * 1024);  // in pieces
+    const auto first = take_sent();
+    ASSERT_FALSE(has_reply());
+    feed(command(vu::Command::dma_unmap, dma_unmap_payload(kBase, kSize)));
+    EXPECT_EQ(control::Status::fault, status(token));
+    answer_all();
+    EXPECT_EQ(vu::Command::dma_unmap, take_sent().header.kind());
+    reply_to(first, concat(vu::DmaAccess{kBase, 64 * 1024}, filled(64 * 1024, 1)));
+    EXPECT_FALSE(has_reply());
+    EXPECT_EQ(0u, core->state().unknown_replies);
+}
+
 TEST_F(PeerDmaTest, APeerThatDoesNotAnswerIsATimeout)
 {
     start();

@@ -129,6 +129,43 @@ TEST_F(PeerMemoryTest, UnmapIsCarriedOutAtTheDeadlineWithoutTheGuest)
     EXPECT_EQ(0, map(0, kMiB, memory(kMiB)));
 }
 
+//= VVFU-WINDOW-11
+//= type=test
+TEST_F(PeerMemoryTest, WindowOffsetsThatTheGuestDidNotLetGoOfAreNotReused)
+{
+    start_session();
+    map(0, kWindow / 2, memory(kWindow / 2));
+    const auto offset = port.window.begin()->first;
+    send_unmap(0, kWindow / 2);
+    advance(config.unmap_timeout);
+    take_sent();
+    answer_all();
+    EXPECT_EQ(0, map(0, kWindow / 2, memory(kWindow / 2)));
+    ASSERT_EQ(1u, port.window.size());
+    EXPECT_FALSE(port.window.contains(offset));
+    EXPECT_EQ(0, map(kWindow, kMiB, memory(kMiB)));
+    EXPECT_EQ(1u, core->state().message_ranges);  // no room that would be safe
+}
+
+//= VVFU-WINDOW-11
+//= type=test
+TEST_F(PeerMemoryTest, WindowOffsetsComeBackWhenTheGuestHasAnsweredTheEndOfASession)
+{
+    start_session();
+    map(0, kWindow, memory(kWindow));
+    core->peer_closed(now, 0);
+    advance(config.access_timeout);  // PEER(DOWN) is not answered
+    answer_all();
+    begin_session();
+    map(0, kWindow, memory(kWindow));
+    EXPECT_EQ(1u, core->state().message_ranges);
+    core->peer_closed(now, 0);
+    answer_all();
+    begin_session();
+    map(0, kWindow, memory(kWindow));
+    EXPECT_EQ(1u, core->state().mapped_ranges);
+}
+
 TEST_F(PeerMemoryTest, UnmapOfARangeWhoseMapIsNotAnsweredYet)
 {
     start_session();
