@@ -18,6 +18,8 @@ if(VVFU_SANITIZE)
   if(VVFU_SANITIZE MATCHES thread AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # It models no fences. Ours order memory that is shared with devices and peers, which it could not see either.
     add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-Wno-tsan>)
+    # Optimised like this, GCC 12 sees overflows in std::vector that are not there. Warnings are for the dev build.
+    add_compile_options(-Wno-error)
   endif()
 else()
   add_compile_options(-fstack-protector-strong)
