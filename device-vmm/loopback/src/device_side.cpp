@@ -75,6 +75,7 @@ DeviceSide::DeviceSide(const core::CoreConfig &config, Resources resources, std:
 
 guest::Result<void> DeviceSide::open_events()
 {
+    prepare_signals();
     const auto open = [] { return Fd{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)}; };
     config_event_ = open();
     for (unsigned queue = 0; queue < kBaseQueues; ++queue) {

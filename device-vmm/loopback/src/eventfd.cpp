@@ -78,12 +78,22 @@ void signal_by_write(int fd) noexcept
     }
 }
 
+KernelSignal &kernel_signal()
+{
+    static KernelSignal signal;  // requests of several threads may share it
+    return signal;
+}
+
 }  // namespace
+
+void prepare_signals()
+{
+    static_cast<void>(kernel_signal());
+}
 
 void signal_eventfd(int fd) noexcept
 {
-    static KernelSignal signal;  // requests of several threads may share it
-    if (!signal.send(fd)) {
+    if (!kernel_signal().send(fd)) {
         signal_by_write(fd);
     }
 }
