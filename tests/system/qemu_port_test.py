@@ -12,8 +12,9 @@ import pytest
 
 from qemuport import driver as drv
 from qemuport import peer as client
-from qemuport.machine import Machine, device_option, eventually, run_to_exit
+from qemuport.machine import SECONDS, Machine, device_option, eventually, run_to_exit
 from vmlab import host
+from vmlab.qmp import QmpError
 
 MIB = 1 << 20
 
@@ -262,6 +263,30 @@ def test_passed_listening_socket(tmp_path, path):
             driver.begin_session()
             assert peer.receive()[1] == 0
     listener.close()
+
+
+def plug_with_passed_socket(machine, passed):
+    machine.qmp.execute("getfd", fdname="listener", fds=[passed.fileno()])
+    machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp",
+                        socket={"type": "fd", "str": "listener"})
+
+
+def test_passed_socket_that_is_refused_is_closed(tmp_path, path):
+    kept, passed = socket.socketpair()
+    with kept, passed, Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp,addr=05.0"]) as machine:
+        with pytest.raises(QmpError, match="'listener' is not a listening UNIX stream socket"):
+            plug_with_passed_socket(machine, passed)
+        passed.close()
+        assert select.select([kept], [], [], 0)[0] and kept.recv(1) == b"", "nobody else holds the other end"
+
+
+def test_socket_passed_by_the_monitor_is_taken(tmp_path, path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp,addr=05.0"]) as machine:
+            plug_with_passed_socket(machine, listener)
+            assert machine.property("session-state") == "no driver"
 
 
 def test_hot_plug_and_unplug(tmp_path, path):
@@ -797,7 +822,20 @@ def test_masked_vector_becomes_pending(machine, driver, session):
 
 # ---- the build script ----
 
+def build_qemu(*arguments):
+    return subprocess.run([host.TREE / "scripts" / "build-qemu", *arguments], stdin=subprocess.DEVNULL, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, timeout=host.deadline(SECONDS))
+
+
 def test_build_script_is_idle_when_nothing_changed():
-    result = subprocess.run([host.TREE / "scripts" / "build-qemu", "--print-path"], stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, text=True, check=True, timeout=host.deadline(600))
-    assert os.access(result.stdout.strip(), os.X_OK)
+    built = build_qemu("--print-path").stdout
+    assert os.access(built.strip(), os.X_OK)
+    assert build_qemu().stdout == built
+
+
+def test_build_script_prints_the_path_of_a_finished_build_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("VVFU_CACHE", str(tmp_path))
+    result = build_qemu("--print-path")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.strip() == "build-qemu: not built yet: run scripts/build-qemu"
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 """A QMP client, as small as the tests need."""
 
 import json
+import socket
 import time
 
 from . import host
@@ -39,13 +40,16 @@ class Qmp:
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
-    def execute(self, command, seconds=20, **arguments):
+    def execute(self, command, seconds=20, fds=(), **arguments):
+        """What the command returns; fds: passed to QEMU with it."""
         self._until = time.monotonic() + host.deadline(seconds)
         request = {"execute": command}
         if arguments:
             request["arguments"] = arguments
         self._socket.settimeout(None)
-        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        data = json.dumps(request).encode() + b"\n"
+        sent = socket.send_fds(self._socket, [data], fds) if fds else 0
+        self._socket.sendall(data[sent:])
         while True:
             message = self._message()
             if "event" in message:

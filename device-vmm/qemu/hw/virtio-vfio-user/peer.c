@@ -593,6 +593,7 @@ static bool vvfu_take_listener(VirtioVfioUser *s, Error **errp)
                    "virtio-vfio-user: file descriptor '%s' is not a "
                    "listening UNIX stream socket",
                    name);
+        close(fd); /* it is ours: the monitor has forgotten its name */
         return false;
     }
     qemu_socket_set_nonblock(fd);
