@@ -57,17 +57,17 @@ class Demo:
                     shutil.copyfileobj(part, source)
 
     def start_device(self):
-        model = "nvme --serial=VVFU-DEMO"
+        model = ["nvme", "--serial=VVFU-DEMO"]
         if self.options.no_vm:
             step("starting vvfu-loopback")
-            self.device = self.lab.loopback(f"{model} --backing={self.image.path}").start()
+            self.device = self.lab.loopback(*model, f"--backing={self.image.path}").start()
             return
         step(f"starting the device VM ({host.device_qemu()}, {self.lab.accelerator})")
         self.device = self.lab.device_vm(self.image.path).start()
         self.device.wait_ready()
         step("device guest is up: binding the function to vfio-pci, starting vvfu-guest")
         self.device.bind()
-        self.device.start_guest_driver(f"{model} --backing=/dev/vda")
+        self.device.start_guest_driver(" ".join([*model, "--backing=/dev/vda"]))
         step(f"vvfu-guest serves on {self.lab.socket}")
 
     def start_driver(self):
@@ -259,6 +259,7 @@ def demonstrate(options):
         print(f"demo: logs of every process: {keep_logs(lab.directory)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        step("interrupted")
         return 130
     else:
         print("\nSummary")
@@ -284,7 +285,10 @@ def main():
     # For the test that the comparison is real.
     parser.add_argument("--corrupt-image", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # As Ctrl-C: end the machines, remove the files. Under nohup a hang-up stays ignored.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     if options.stop:
         return stop()
     if options.attach:

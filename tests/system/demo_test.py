@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,12 +19,21 @@ DEMO = pathlib.Path(__file__).with_name("demo.py")
 
 
 @pytest.fixture
-def demo(tmp_path):
+def start(tmp_path):
     def run(*arguments):
         environment = {**os.environ, "VVFU_DEMO_STATE": str(tmp_path / "kept.json")}
         environment.pop("VVFU_DEMO_START", None)
-        return subprocess.run([sys.executable, "-B", DEMO, *arguments], env=environment, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False)
+        return subprocess.Popen([sys.executable, "-B", DEMO, *arguments], env=environment, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return run
+
+
+@pytest.fixture
+def demo(start):
+    def run(*arguments):
+        with start(*arguments) as process:
+            output, _ = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
     return run
 
 
@@ -62,6 +72,36 @@ def test_one_flipped_bit_in_the_image_is_found(demo):
     assert result.returncode == 1, result.stdout
     assert re.search(r"FAILED: SHA-256 of the raw data in the backing image is [0-9a-f]{64}", result.stdout)
     assert "Summary" not in result.stdout
+
+
+def programs_of(folder):
+    """Processes whose command names the folder."""
+    found = []
+    for command in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder).encode() in command.read_bytes():
+                found.append(command.parent.name)
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # ended meanwhile
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_interrupted_it_ends_everything_and_removes_its_files(start, tmp_path, monkeypatch, number):
+    folder = tmp_path / "a folder"  # with a space: paths are quoted wherever they go
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with start("--no-vm") as process:
+        for line in process.stdout:
+            if "starting the driver VM" in line:
+                break
+        wait_until(lambda: len(programs_of(folder)) == 2, 20, "vvfu-loopback and the driver VM run")
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert output.rstrip().endswith("interrupted"), output
+    assert not list(folder.iterdir())
+    assert not programs_of(folder)
 
 
 def test_keep_leaves_a_console_and_stop_ends_everything(demo, tmp_path):

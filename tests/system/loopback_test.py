@@ -16,24 +16,12 @@ def stage(lab):
     image = DiskImage(lab.directory / "disk.img", SIZE + 8 * MIB, 48 * MIB)
     source = lab.directory / "source.img"
     digest = random_file(source, SIZE)
-    server = lab.loopback(f"nvme --serial=LOOP --backing={image.path}").start()
-    return types.SimpleNamespace(lab=lab, image=image, source=source, digest=digest, server=server, drivers=[])
-
-
-def new_driver(stage, **options):
-    """One more driver VM, with its disk ready. Ends what a failed case left behind."""
-    for leftover in stage.drivers:
-        leftover.kill()
-    driver = stage.lab.driver_vm(f"driver{len(stage.drivers) + 1}", source=stage.source, **options)
-    stage.drivers.append(driver)
-    driver.start()
-    driver.wait_ready()
-    guestio.wait_for_disk(driver)
-    return driver
+    server = lab.loopback("nvme", "--serial=LOOP", f"--backing={image.path}").start()
+    return types.SimpleNamespace(lab=lab, image=image, source=source, digest=digest, server=server)
 
 
 def test_io_filesystem_reboot_and_orderly_end(stage):
-    driver = new_driver(stage)
+    driver = stage.lab.new_driver(stage.source)
     guestio.write_direct(driver, "/dev/vda", "/dev/nvme0n1p1", SIZE)
     assert guestio.read_direct(driver, "/dev/nvme0n1p1", SIZE)[1] == stage.digest
     driver.run("/bin/mke2fs -q -F -t ext4 /dev/nvme0n1p2 && mount -t ext4 /dev/nvme0n1p2 /mnt && "
@@ -47,17 +35,17 @@ def test_io_filesystem_reboot_and_orderly_end(stage):
 
 
 def test_killed_driver_vm_and_successor(stage):
-    victim = new_driver(stage)
+    victim = stage.lab.new_driver(stage.source)
     victim.run("(while :; do dd if=/dev/nvme0n1p1 of=/dev/null bs=64k iflag=direct; done >/dev/null 2>&1 &)")
     guestio.wait_for_requests(victim, 500)
     victim.kill()
-    successor = new_driver(stage)
+    successor = stage.lab.new_driver(stage.source)
     assert guestio.read_direct(successor, "/dev/nvme0n1p1", SIZE)[1] == stage.digest
     successor.power_off()
 
 
 def test_memory_that_is_not_shared(stage):
-    driver = new_driver(stage, share=False)
+    driver = stage.lab.new_driver(stage.source, share=False)
     assert guestio.read_direct(driver, "/dev/nvme0n1p1", SIZE)[1] == stage.digest
     driver.power_off()
     assert "share=on" in stage.server.qemu_log.read_text()

@@ -26,19 +26,7 @@ def stage(lab):
     device.wait_ready()
     device.bind()
     device.start_guest_driver()
-    return types.SimpleNamespace(lab=lab, image=image, source=source, digest=digest, device=device, drivers=[])
-
-
-def new_driver(stage, **options):
-    """One more driver VM, with its disk ready. Ends what a failed case left behind."""
-    for leftover in stage.drivers:
-        leftover.kill()
-    driver = stage.lab.driver_vm(f"driver{len(stage.drivers) + 1}", source=stage.source, **options)
-    stage.drivers.append(driver)
-    driver.start()
-    driver.wait_ready()
-    guestio.wait_for_disk(driver)
-    return driver
+    return types.SimpleNamespace(lab=lab, image=image, source=source, digest=digest, device=device)
 
 
 def wait_for_state(stage, state, seconds=10):
@@ -65,7 +53,7 @@ def reads_the_same(stage, driver):
 
 def test_second_driver_vm_finds_what_the_first_wrote(stage):
     idle_files = open_files(stage.device.process)
-    first = new_driver(stage)
+    first = stage.lab.new_driver(stage.source)
     guestio.write_direct(first, "/dev/vda", "/dev/nvme0n1 seek=32", SIZE)
     assert mapped_guest_memory(stage.device.process)
     first.power_off()
@@ -73,14 +61,14 @@ def test_second_driver_vm_finds_what_the_first_wrote(stage):
     assert mapped_guest_memory(stage.device.process) == []
     assert open_files(stage.device.process) == idle_files
 
-    second = new_driver(stage)
+    second = stage.lab.new_driver(stage.source)
     assert stage.device.property("epoch") == 2
     assert guestio.read_direct(second, "/dev/nvme0n1 skip=32", SIZE)[1] == stage.digest
     second.power_off()
 
 
 def test_second_peer_is_refused_while_one_is_served(stage):
-    first = new_driver(stage)
+    first = stage.lab.new_driver(stage.source)
     refused = stage.lab.driver_vm("refused").start()
     assert refused.wait_exit() != 0
     refused.close()
@@ -92,7 +80,7 @@ def test_second_peer_is_refused_while_one_is_served(stage):
 def test_killed_driver_vm_costs_only_its_session(stage):
     wait_for_state(stage, "listening")
     idle_files = open_files(stage.device.process)
-    victim = new_driver(stage)
+    victim = stage.lab.new_driver(stage.source)
     write_source(victim)
     victim.run("(while :; do dd if=/dev/zero of=/dev/nvme0n1 seek=32 bs=1M count=16 oflag=direct; done >/dev/null 2>&1 & "
                "while :; do dd if=/dev/nvme0n1 of=/dev/null bs=4k count=4096 iflag=direct; done >/dev/null 2>&1 &)")
@@ -102,7 +90,7 @@ def test_killed_driver_vm_costs_only_its_session(stage):
     assert mapped_guest_memory(stage.device.process) == []
     assert open_files(stage.device.process) == idle_files
 
-    successor = new_driver(stage)
+    successor = stage.lab.new_driver(stage.source)
     assert reads_the_same(stage, successor)
     write_source(successor)
     assert reads_the_same(stage, successor)
@@ -110,7 +98,7 @@ def test_killed_driver_vm_costs_only_its_session(stage):
 
 
 def test_driver_vm_without_shared_memory_does_io_by_message(stage):
-    driver = new_driver(stage, share=False)
+    driver = stage.lab.new_driver(stage.source, share=False)
     assert stage.device.property("session-state") == "connected"
     assert mapped_guest_memory(stage.device.process) == []
     assert "share=on" in stage.device.qemu_log.read_text(), "the warning names the remedy"
@@ -126,7 +114,7 @@ def test_driver_vm_without_shared_memory_does_io_by_message(stage):
 
 
 def test_driver_guest_behind_a_viommu_maps_and_unmaps_for_every_transfer(stage):
-    driver = new_driver(stage, iommu=True)
+    driver = stage.lab.new_driver(stage.source, iommu=True)
     before = stage.device.property("requests")
     write_source(driver)
     assert reads_the_same(stage, driver)
@@ -137,21 +125,21 @@ def test_driver_guest_behind_a_viommu_maps_and_unmaps_for_every_transfer(stage):
 
 
 def test_terminated_guest_driver_ends_the_session_and_serves_again(stage):
-    driver = new_driver(stage)
+    driver = stage.lab.new_driver(stage.source)
     stage.device.stop_guest_driver("TERM")
     wait_for_state(stage, "no driver")
     assert mapped_guest_memory(stage.device.process) == []
     assert driver.alive(), "the driver VM loses a device, not its life"
     driver.kill()
     stage.device.start_guest_driver()
-    driver = new_driver(stage)
+    driver = stage.lab.new_driver(stage.source)
     write_source(driver)
     assert reads_the_same(stage, driver)
     driver.power_off()
 
 
 def test_killed_guest_driver_ends_the_session_and_serves_again(stage):
-    driver = new_driver(stage)
+    driver = stage.lab.new_driver(stage.source)
     driver.run("(while :; do dd if=/dev/nvme0n1 of=/dev/null bs=64k iflag=direct; done >/dev/null 2>&1 &)")
     stage.device.stop_guest_driver("KILL")
     wait_for_state(stage, "no driver")
@@ -159,14 +147,14 @@ def test_killed_guest_driver_ends_the_session_and_serves_again(stage):
     assert not stage.device.socket.exists()
     driver.kill()
     stage.device.start_guest_driver()
-    driver = new_driver(stage)
+    driver = stage.lab.new_driver(stage.source)
     assert reads_the_same(stage, driver)
     driver.power_off()
 
 
 def test_stopped_guest_driver_does_not_hang_the_driver_vm(stage):
     """The device guest answers nothing: reads get all-ones in time, and the peer's VMM stays responsive."""
-    driver = new_driver(stage)
+    driver = stage.lab.new_driver(stage.source)
     address = guestio.controller(driver)["address"]
     stage.device.run("kill -STOP $(cat /tmp/vvfu-guest.pid)")
     # A configuration read goes all the way to vvfu-guest; access-timeout is 2 s, QEMU's client gives up after 5 s.
@@ -176,13 +164,13 @@ def test_stopped_guest_driver_does_not_hang_the_driver_vm(stage):
     driver.kill()
     stage.device.run("kill -CONT $(cat /tmp/vvfu-guest.pid)")
     wait_for_state(stage, "listening", 20)
-    driver = new_driver(stage)
+    driver = stage.lab.new_driver(stage.source)
     assert reads_the_same(stage, driver)
     driver.power_off()
 
 
 def test_device_guest_reboot_ends_the_session_and_serves_again(stage):
-    driver = new_driver(stage)
+    driver = stage.lab.new_driver(stage.source)
     stage.device.agent.post("reboot -f")
     stage.device.wait_ready()
     assert stage.device.property("session-state") == "no driver"
@@ -191,13 +179,13 @@ def test_device_guest_reboot_ends_the_session_and_serves_again(stage):
     driver.kill()
     stage.device.bind(FUNCTION)
     stage.device.start_guest_driver()
-    driver = new_driver(stage)
+    driver = stage.lab.new_driver(stage.source)
     assert reads_the_same(stage, driver)
     driver.power_off()
 
 
 def test_killed_device_vm_leaves_the_driver_vm_alive(stage):
-    driver = new_driver(stage)
+    driver = stage.lab.new_driver(stage.source)
     stage.device.kill()
     assert driver.qmp.execute("query-status")["running"]
     assert driver.run("echo alive").strip() == "alive"

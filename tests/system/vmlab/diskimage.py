@@ -36,7 +36,9 @@ class DiskImage:
         """SHA-256 of a file in partition 2, taken out of the file system without mounting it; `scratch` is overwritten."""
         if os.path.exists(scratch):
             os.unlink(scratch)
-        host.GuestProgram("debugfs").run("-R", f"dump {name} {scratch}", f"{self.path}?offset={self.filesystem[0]}")
+        # Its commands are split at spaces, which a path may have: it runs where the file goes.
+        host.GuestProgram("debugfs").run("-R", f"dump {name} {scratch.name}", f"{self.path}?offset={self.filesystem[0]}",
+                                         directory=scratch.parent)
         return file_digest(scratch) if os.path.exists(scratch) else "no such file"
 
     def flip_bit(self, offset):

@@ -4,6 +4,7 @@
 import ctypes
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -60,13 +61,14 @@ class GuestProgram:
                                 stderr=subprocess.DEVNULL, text=True, check=False)
         if result.returncode != 0:
             return {}
-        files = [pathlib.Path(word) for word in result.stdout.split() if word.startswith(f"{self.root}/")]
+        files = [pathlib.Path(path) for path in re.findall(r" => (/.*) \(0x", result.stdout)]
         guest = {f"usr/lib/x86_64-linux-gnu/{file.name}": file for file in files}
         return {**guest, "lib64/ld-linux-x86-64.so.2": self.loader[0]}
 
-    def run(self, *arguments, check=True):
+    def run(self, *arguments, directory=None):
+        """Runs it on this machine, in `directory`; returns its output."""
         return subprocess.run([*self.loader, self.path, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, check=check).stdout
+                              stderr=subprocess.STDOUT, text=True, check=True, cwd=directory).stdout
 
 
 def device_qemu():

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 
-from . import host, initramfs
+from . import guestio, host, initramfs
 from .agent import GuestError
 from .vm import Vm, wait_until
 
@@ -28,6 +28,7 @@ class Lab:
         self.socket = self.directory / SOCKET_NAME
         self._images = {}
         self._processes = []
+        self._drivers = []  # those of new_driver()
 
     def __enter__(self):
         return self
@@ -80,8 +81,20 @@ class Lab:
     def driver_vm(self, name="driver", **options):
         return self.keep_track(driver_vm(self, name, **options))
 
-    def loopback(self, arguments, name="loopback", options=()):
-        return self.keep_track(Loopback(self, name, arguments, options))
+    def new_driver(self, source, **options):
+        """One more driver VM, with its disk ready. Ends what a failed case left behind."""
+        for leftover in self._drivers:
+            leftover.kill()
+        driver = self.driver_vm(f"driver{len(self._drivers) + 1}", source=source, **options)
+        self._drivers.append(driver)
+        driver.start()
+        driver.wait_ready()
+        guestio.wait_for_disk(driver)
+        return driver
+
+    def loopback(self, *arguments):
+        """vvfu-loopback with a device model and its arguments."""
+        return self.keep_track(Loopback(self, arguments))
 
 
 def _machine(accelerator, intremap=False):
@@ -178,12 +191,11 @@ def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, 
 class Loopback:
     """vvfu-loopback: the same core and device models in one host process."""
 
-    def __init__(self, lab, name, arguments, options=()):
-        self.name = name
+    def __init__(self, lab, arguments):
+        self.name = "loopback"
         self.socket = lab.socket
-        self.qemu_log = lab.directory / f"{name}.log"
-        self._command = [str(host.program("vvfu-loopback")), f"--socket-path={self.socket}", *options,
-                         *shlex.split(arguments)]
+        self.qemu_log = lab.directory / f"{self.name}.log"
+        self._command = [str(host.program("vvfu-loopback")), f"--socket-path={self.socket}", *arguments]
         self.outlive = False
         self.process = None
 

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import shlex
 import signal
 import socket
 import subprocess
@@ -52,7 +53,7 @@ class Vm:
             "-chardev", f"socket,id=qmp,fd={fds[1]}", "-mon", "chardev=qmp,mode=control",
         ]
         with open(self.qemu_log, "ab") as log:
-            log.write((" ".join(command) + "\n").encode())
+            log.write((shlex.join(command) + "\n").encode())
             log.flush()
             self.process = host.start_process(command, log, pass_fds=fds, outlive=self.outlive)
         agent_qemu.close()
