@@ -158,7 +158,7 @@ void Core::Impl::driver_reset()
 
 // ---- peer ----
 
-int Core::Impl::peer_connected(const PeerCredentials &credentials)
+int Core::Impl::peer_connected(Nanoseconds now, const PeerCredentials &credentials)
 {
     if (!device_) {
         //= VVFU-INIT-2
@@ -172,7 +172,8 @@ int Core::Impl::peer_connected(const PeerCredentials &credentials)
     }
     log_.forget();
     session_ = std::make_unique<Session>(
-        SessionEnvironment{config_, port_, counters_, log_, guest_, irqs_, *device_, window_, epoch_}, credentials);
+        now, SessionEnvironment{config_, port_, counters_, log_, guest_, irqs_, *device_, window_, epoch_},
+        credentials);
     port_.state_changed();
     return 0;
 }
@@ -314,7 +315,7 @@ void Core::request_buffers(Nanoseconds now, unsigned queue)
 int Core::peer_connected(Nanoseconds now, const PeerCredentials &credentials)
 {
     int result = -ENODEV;
-    impl_->enter(now, [&] { result = impl_->peer_connected(credentials); });
+    impl_->enter(now, [&] { result = impl_->peer_connected(now, credentials); });
     return impl_->broken_ ? -ENODEV : result;
 }
 

@@ -51,7 +51,7 @@ public:
     void driver_ok();
     void driver_reset();
     void control_request(Nanoseconds now, std::uint64_t token, control::Bytes message, std::size_t capacity);
-    int peer_connected(const PeerCredentials &credentials);
+    int peer_connected(Nanoseconds now, const PeerCredentials &credentials);
     void peer_closed(Nanoseconds now, int error);
     /// The guest has not answered the end of the session before: a peer may be there, but is not read yet.
     [[nodiscard]] bool parked() const noexcept { return down_pending_; }

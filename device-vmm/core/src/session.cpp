@@ -13,9 +13,10 @@ using control::Status;
 using control::Type;
 using vfio_user::Command;
 
-Session::Session(const SessionEnvironment &environment, const PeerCredentials &credentials)
+Session::Session(Nanoseconds now, const SessionEnvironment &environment, const PeerCredentials &credentials)
     : env_(environment),
       credentials_(credentials),
+      handshake_deadline_(now + kHandshakeTimeout),
       memory_(env_.config, env_.port, env_.guest, env_.log, env_.window),
       dma_(env_.port, env_.counters, env_.log, env_.config.access_timeout)
 {
@@ -56,8 +57,20 @@ void Session::feed(std::span<const std::byte> data, std::span<Fd> fds)
     }
 }
 
+Nanoseconds Session::next_deadline() const
+{
+    return state_ == State::awaiting_version ? handshake_deadline_ : dma_.next_deadline();
+}
+
 void Session::tick(Nanoseconds now)
 {
+    //= VVFU-SESSION-9
+    if (state_ == State::awaiting_version && handshake_deadline_ <= now) {
+        ++env_.counters.deadline_expiries;
+        env_.log.write(LogLevel::warning, "peer pid " + std::to_string(credentials_.pid) +
+                                              " sent no complete VERSION command in time: connection closed");
+        end(DownReason::protocol_error);
+    }
     dma_.tick(now);
     if (dma_.exhausted()) {
         end(DownReason::protocol_error);

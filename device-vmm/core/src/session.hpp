@@ -37,7 +37,11 @@ struct SessionEnvironment {
 
 class Session {
 public:
-    Session(const SessionEnvironment &environment, const PeerCredentials &credentials);
+    /// From the connection to a complete VERSION command (VVFU-SESSION-9). Longer than the guest may take to answer the
+    /// end of the session before, while nothing is read.
+    static constexpr Nanoseconds kHandshakeTimeout = std::chrono::seconds{10};
+
+    Session(Nanoseconds now, const SessionEnvironment &environment, const PeerCredentials &credentials);
 
     /// What one recvmsg() returned. Commands are kept until pump(); replies are taken at once.
     void feed(std::span<const std::byte> data, std::span<Fd> fds);
@@ -45,7 +49,7 @@ public:
     void pump(Nanoseconds now);
     [[nodiscard]] bool wants_data() const;
     void tick(Nanoseconds now);
-    [[nodiscard]] Nanoseconds next_deadline() const { return dma_.next_deadline(); }
+    [[nodiscard]] Nanoseconds next_deadline() const;
     void send_drained() { dma_.resume(); }
     /// Notification 0 fired and the guest has no vector for it.
     void intx_unmasked(Nanoseconds now);
@@ -132,6 +136,7 @@ private:
 
     SessionEnvironment env_;
     PeerCredentials credentials_;
+    Nanoseconds handshake_deadline_;
     State state_ = State::awaiting_version;
     std::optional<control::DownReason> ended_;
     std::uint32_t epoch_ = 0;

@@ -198,6 +198,35 @@ TEST_F(CoreLifecycleTest, TheNextPeerIsReadAfterTheDeadlineOfAGuestThatDoesNotAn
     EXPECT_TRUE(core->wants_peer_data());
 }
 
+//= VVFU-SESSION-9
+//= type=test
+TEST_F(CoreLifecycleTest, APeerThatDoesNotCompleteVersionMakesRoomForTheNextOne)
+{
+    create();
+    device_add(sample_device());
+    const auto version = command(vu::Command::version, version_payload("{}"));
+    for (const std::size_t sent : {std::size_t{0}, std::size_t{15}, version.size() - 1}) {
+        connect();
+        advance(5s);
+        if (sent != 0) {
+            feed({version.begin(), version.begin() + static_cast<std::ptrdiff_t>(sent)});  // does not buy time
+        }
+        EXPECT_EQ(now + 5s, core->next_deadline());
+        advance(5s - 1ns);
+        EXPECT_STREQ("negotiating", core->state().state);
+        advance(1ns);
+        EXPECT_STREQ("listening", core->state().state);
+        EXPECT_EQ(kNever, core->next_deadline());
+    }
+    EXPECT_EQ(3u, port.closed);
+    EXPECT_EQ(3u, core->state().deadline_expiries);
+    EXPECT_TRUE(port.logged("VERSION"));
+    EXPECT_TRUE(port.requests.empty());  // the guest never hears of such a peer
+    begin_session();
+    advance(10s);
+    EXPECT_STREQ("connected", core->state().state);
+}
+
 TEST_F(CoreLifecycleTest, AParkedPeerThatLeavesChangesNothing)
 {
     start_session();

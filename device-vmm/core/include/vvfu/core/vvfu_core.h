@@ -71,7 +71,7 @@ typedef struct VvfuCoreState {
     uint32_t message_ranges;     /* message-only */
     uint64_t requests;           /* messages received from the peer */
     uint64_t protocol_errors;    /* of those, answered with an error or fatal */
-    uint64_t deadline_expiries;  /* guest did not answer in time */
+    uint64_t deadline_expiries;  /* guest or peer were not in time */
     uint64_t unknown_replies;    /* replies with an unknown, answered or expired ID */
 } VvfuCoreState;
 
