@@ -119,12 +119,12 @@ void Core::Impl::withdraw()
 //= VVFU-ERROR-5
 void Core::Impl::break_device(std::string_view reason)
 {
-    const std::string text{reason};  // may live in what is dropped here
     broken_ = true;
     drop_session();
     withdraw();
-    log_.write(LogLevel::error, "device broken: " + text);
-    port_.device_broken(text);
+    port_.device_broken(reason);
+    // Last: it may be memory that has run out.
+    log_.write(LogLevel::error, "device broken: " + std::string{reason});
     port_.state_changed();
 }
 

@@ -165,17 +165,11 @@ bool GuestChannel::has_room() const noexcept
     return fresh_count_ < kSoftMessages && fresh_bytes_ < kSoftBytes && table_.size() < kSoftOutstanding;
 }
 
-void GuestChannel::drop_session()
+void GuestChannel::drop_session() noexcept
 {
     while (table_.take_any()) {
     }
-    std::deque<Queued> kept;
-    for (auto &queued : backlog_) {
-        if (queued.type == Type::peer && !queued.cancelled) {
-            kept.push_back(std::move(queued));
-        }
-    }
-    backlog_ = std::move(kept);
+    std::erase_if(backlog_, [](const Queued &queued) { return queued.type != Type::peer || queued.cancelled; });
     backlog_bytes_ = 0;
     for (const auto &queued : backlog_) {
         backlog_bytes_ += queued.message.size();

@@ -84,7 +84,7 @@ public:
     [[nodiscard]] bool overrun() const noexcept { return backlog_bytes_ > kHardBytes; }
 
     /// The session ended: forgets its requests. What is left are undelivered PEER messages.
-    void drop_session();
+    void drop_session() noexcept;
     /// The driver was reset: forgets everything, the failure included.
     void reset();
 

@@ -89,10 +89,13 @@ PeerMemory::Map PeerMemory::map(Nanoseconds now, std::uint32_t epoch, const vfio
                  ((request.flags & vfio_user::kDmaWrite) != 0 ? control::kMemoryWrite : 0u);
     info.address = request.address;
     info.size = request.size;
-    if (!place(info, request, fds.empty() ? -1 : fds[0].get())) {
+    // In the table before it is in the window: what release() does not know would stay there.
+    const auto it = ranges_.emplace(info.address, Range{info, ++last_id_, 0}).first;
+    auto &range = it->second;
+    if (!place(range.info, request, fds.empty() ? -1 : fds[0].get())) {
+        ranges_.erase(it);
         return Map::wait;
     }
-    auto &range = ranges_.emplace(info.address, Range{info, ++last_id_, 0}).first->second;
     if (range.in_window()) {
         ++mapped_ranges_;
         mapped_bytes_ += info.size;
@@ -144,7 +147,7 @@ bool PeerMemory::place(MemoryInfo &info, const vfio_user::DmaMap &request, int f
     }
     //= VVFU-WINDOW-2
     if (const int rc = port_.window_map(*offset, info.size, protection(access), fd, request.offset); rc < 0) {
-        window_.release(*offset, info.size);
+        window_.release(*offset);
         log_.once(LogLevel::warning, "window_map",
                   "peer memory " + range_text(info) + " cannot be mapped: " + std::strerror(-rc));
         return true;
@@ -247,10 +250,10 @@ void PeerMemory::unmap_from_window(const Range &range, Guest guest) noexcept
     }
     port_.window_unmap(range.info.window_offset, range.info.size);
     if (guest == Guest::let_go) {
-        window_.release(range.info.window_offset, range.info.size);
+        window_.release(range.info.window_offset);
     } else {
         //= VVFU-WINDOW-11
-        window_.retire(range.info.window_offset, range.info.size);
+        window_.retire(range.info.window_offset);
     }
     --mapped_ranges_;
     mapped_bytes_ -= range.info.size;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "window_allocator.hpp"
 
-#include <algorithm>
+#include <iterator>
+#include <utility>
 
 namespace vvfu::core {
 namespace {
@@ -54,41 +55,50 @@ std::optional<std::uint64_t> WindowAllocator::allocate_congruent(std::uint64_t s
     const auto offset = align_like(hole, file_offset, alignment);
     const auto before = offset - hole;
     const auto after = hole_size - before - size;
+    Ranges made;  // before anything changes: there may be no memory for it
+    made.emplace(offset, size);
     if (after != 0) {
-        holes_.emplace(offset + size, after);
+        made.emplace(offset + size, after);
     }
     if (before != 0) {
         best->second = before;
     } else {
         holes_.erase(best);
     }
+    used_.insert(made.extract(offset));
+    holes_.merge(made);
     free_bytes_ -= size;
     return offset;
 }
 
-void WindowAllocator::release(std::uint64_t offset, std::uint64_t size)
+void WindowAllocator::release(std::uint64_t offset) noexcept
 {
-    free_bytes_ += size;
-    auto next = holes_.lower_bound(offset);
-    if (next != holes_.end() && offset + size == next->first) {
-        size += next->second;
+    make_hole(used_.extract(offset));
+}
+
+void WindowAllocator::release_retired() noexcept
+{
+    while (!retired_.empty()) {
+        make_hole(retired_.extract(retired_.begin()));
+    }
+}
+
+void WindowAllocator::make_hole(Ranges::node_type range) noexcept
+{
+    free_bytes_ += range.mapped();
+    auto next = holes_.lower_bound(range.key());
+    if (next != holes_.end() && range.key() + range.mapped() == next->first) {
+        range.mapped() += next->second;
         next = holes_.erase(next);
     }
     if (next != holes_.begin()) {
         auto previous = std::prev(next);
-        if (previous->first + previous->second == offset) {
-            previous->second += size;
+        if (previous->first + previous->second == range.key()) {
+            previous->second += range.mapped();
             return;
         }
     }
-    holes_.emplace(offset, size);
-}
-
-void WindowAllocator::release_retired()
-{
-    for (const auto &[offset, size] : std::exchange(retired_, {})) {
-        release(offset, size);
-    }
+    holes_.insert(std::move(range));
 }
 
 }  // namespace vvfu::core

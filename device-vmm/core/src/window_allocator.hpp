@@ -4,8 +4,6 @@
 #include <cstdint>
 #include <map>
 #include <optional>
-#include <utility>
-#include <vector>
 
 namespace vvfu::core {
 
@@ -19,23 +17,28 @@ public:
     /// `file_offset` modulo `alignment` (a power of two, at least 4096) in any case.
     std::optional<std::uint64_t> allocate(std::uint64_t size, std::uint64_t file_offset,
                                           std::uint64_t alignment = 4096);
-    /// Gives back exactly what allocate() returned.
-    void release(std::uint64_t offset, std::uint64_t size);
+    /// Gives back the range that allocate() returned. Needs no memory, like all that follows: sessions end without.
+    void release(std::uint64_t offset) noexcept;
 
-    /// Takes back what the guest may still access, for it was not heard to let go: not handed out again before
+    /// Takes back a range that the guest may still access, for it was not heard to let go: not handed out again before
     /// release_retired(), so that a late access never reaches another range.
-    void retire(std::uint64_t offset, std::uint64_t size) { retired_.emplace_back(offset, size); }
-    void release_retired();
+    void retire(std::uint64_t offset) noexcept { retired_.insert(used_.extract(offset)); }
+    void release_retired() noexcept;
 
     [[nodiscard]] std::uint64_t free_bytes() const noexcept { return free_bytes_; }
 
 private:
+    using Ranges = std::map<std::uint64_t, std::uint64_t>;  // offset -> size
+
     std::optional<std::uint64_t> allocate_congruent(std::uint64_t size, std::uint64_t file_offset,
                                                     std::uint64_t alignment);
 
-    std::map<std::uint64_t, std::uint64_t> holes_;  // offset -> size; never adjacent
+    void make_hole(Ranges::node_type range) noexcept;
+
+    // A range keeps its node from map to map.
+    Ranges holes_;  // never adjacent
+    Ranges used_, retired_;
     std::uint64_t free_bytes_;
-    std::vector<std::pair<std::uint64_t, std::uint64_t>> retired_;  // offset, size
 };
 
 }  // namespace vvfu::core

@@ -6,6 +6,7 @@
 #include <cerrno>
 
 #include "core_fixture.hpp"
+#include "no_memory.hpp"
 
 namespace vvfu::test {
 namespace {
@@ -451,6 +452,23 @@ protected:
         change(out);
         return out;
     }
+    /// A core whose peer maps memory, with another port.
+    std::unique_ptr<core::Core> map_through(FakePort &other_port)
+    {
+        auto other = std::move(*core::Core::create(config, other_port));
+        other->driver_ok(now);
+        control::Buffer add;
+        control::begin(add, {Type::device_info, 0, 0, 1, 0, Status::ok});
+        control::append(add, sample_device());
+        control::finish(add);
+        other->control_request(now, 1, add, 1000);
+        EXPECT_EQ(0, other->peer_connected(now, {}));
+        other->peer_data(now, command(vu::Command::version, version_payload("")), {});
+        other->tick(now + config.access_timeout);
+        auto fds = memory(4096);
+        other->peer_data(now, command(vu::Command::dma_map, dma_map_payload(0, 4096)), fds);
+        return other;
+    }
     std::vector<ByteVector> bad_headers(std::uint16_t flags)
     {
         return {message([](auto &m) { m.resize(31); }, flags),
@@ -592,25 +610,36 @@ TEST_F(BrokenGuestTest, UnknownRepliesAreCountedLoggedOnceAndIgnored)
     EXPECT_FALSE(port.broken);
 }
 
+TEST_F(BrokenGuestTest, AMapForWhichThereIsNotEnoughMemoryLeavesNothingInTheWindow)
+{
+    struct Scarce : FakePort {
+        NoMemory memory{false};
+        int window_map(std::uint64_t offset, std::uint64_t size, int protection, int fd,
+                       std::uint64_t fd_offset) override
+        {
+            const int rc = FakePort::window_map(offset, size, protection, fd, fd_offset);
+            memory.arm(true);
+            return rc;
+        }
+        void window_unmap(std::uint64_t offset, std::uint64_t size) override
+        {
+            memory.arm(false);
+            FakePort::window_unmap(offset, size);
+        }
+    } scarce;
+    const auto other = map_through(scarce);
+    scarce.memory.arm(false);
+    EXPECT_TRUE(scarce.window.empty());
+    EXPECT_TRUE(scarce.broken.has_value());
+    EXPECT_STREQ("broken", other->state().state);
+}
+
 TEST_F(BrokenGuestTest, ThrowingPortsBreakTheDeviceInsteadOfTheProgram)
 {
     struct Throwing : FakePort {
-        bool armed = false;
         int window_map(std::uint64_t, std::uint64_t, int, int, std::uint64_t) override { throw std::bad_alloc{}; }
     } throwing;
-    auto created = core::Core::create(config, throwing);
-    auto other = std::move(*created);
-    other->driver_ok(now);
-    control::Buffer add;
-    control::begin(add, {Type::device_info, 0, 0, 1, 0, Status::ok});
-    control::append(add, sample_device());
-    control::finish(add);
-    other->control_request(now, 1, add, 1000);
-    ASSERT_EQ(0, other->peer_connected(now, {}));
-    other->peer_data(now, command(vu::Command::version, version_payload("")), {});
-    other->tick(now + config.access_timeout);
-    auto fds = memory(4096);
-    other->peer_data(now, command(vu::Command::dma_map, dma_map_payload(0, 4096)), fds);
+    const auto other = map_through(throwing);
     EXPECT_TRUE(throwing.broken.has_value());
     EXPECT_STREQ("broken", other->state().state);
     EXPECT_FALSE(throwing.listening);

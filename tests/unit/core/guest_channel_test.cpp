@@ -4,6 +4,7 @@
 #include <set>
 
 #include "core_fixture.hpp"
+#include "no_memory.hpp"
 
 namespace vvfu::test {
 namespace {
@@ -131,6 +132,22 @@ TEST_F(GuestChannelTest, OnlyWhatWasNotDeliveredCanBeTakenBack)
     port.request_buffers = 10;
     channel.flush(now);
     EXPECT_EQ((std::vector<std::uint64_t>{first, third}), delivered());
+}
+
+TEST_F(GuestChannelTest, ASessionCanBeDroppedWithoutMemory)
+{
+    port.request_buffers = 0;
+    const auto up = request(Type::peer);
+    request();
+    const auto down = request(Type::peer);
+    channel.cancel(up);
+    {
+        const NoMemory no_memory;
+        channel.drop_session();
+    }
+    port.request_buffers = 10;
+    channel.flush(now);
+    EXPECT_EQ(std::vector{down}, delivered());
 }
 
 TEST_F(GuestChannelTest, RoomIsCountedInFreshRequestsOnly)

@@ -6,6 +6,8 @@
 #include <random>
 #include <vector>
 
+#include "no_memory.hpp"
+
 namespace vvfu::core {
 namespace {
 
@@ -50,7 +52,7 @@ TEST(WindowAllocator, ReleasedRangesMerge)
     }
     EXPECT_EQ(std::nullopt, window.allocate(kPage, 0));
     for (const auto i : {1u, 3u, 0u, 2u}) {
-        window.release(offsets[i], kPage);
+        window.release(offsets[i]);
     }
     EXPECT_EQ(0u, window.allocate(4 * kPage, 0));
 }
@@ -60,8 +62,41 @@ TEST(WindowAllocator, SmallRangesUseTheSmallestHole)
     WindowAllocator window{16 * kPage};
     const auto a = *window.allocate(2 * kPage, 0);
     ASSERT_TRUE(window.allocate(kPage, 0));
-    window.release(a, 2 * kPage);
+    window.release(a);
     EXPECT_EQ(a, window.allocate(2 * kPage, 0));
+}
+
+TEST(WindowAllocator, RetiredRangesComeBackTogether)
+{
+    WindowAllocator window{4 * kPage};
+    const auto a = *window.allocate(kPage, 0), b = *window.allocate(2 * kPage, 0);
+    window.retire(a);
+    window.retire(b);
+    EXPECT_EQ(kPage, window.free_bytes());
+    EXPECT_EQ(std::nullopt, window.allocate(2 * kPage, 0));
+    window.release_retired();
+    EXPECT_EQ(0u, window.allocate(4 * kPage, 0));
+}
+
+TEST(WindowAllocator, WithoutMemoryEverythingCanBeGivenBackAndNothingIsLost)
+{
+    WindowAllocator window{16 * kPage};
+    std::vector<std::uint64_t> offsets;
+    for (int i = 0; i < 8; ++i) {
+        offsets.push_back(*window.allocate(kPage, 0));
+    }
+    {
+        const test::NoMemory no_memory;
+        EXPECT_THROW(window.allocate(kPage, 0), std::bad_alloc);
+        for (const auto i : {1u, 3u, 5u}) {
+            window.release(offsets[i]);
+        }
+        for (const auto i : {7u, 6u, 4u, 2u, 0u}) {
+            window.retire(offsets[i]);
+        }
+        window.release_retired();
+    }
+    EXPECT_EQ(0u, window.allocate(16 * kPage, 0));
 }
 
 /// Against a naive model: one flag per page.
@@ -104,7 +139,7 @@ TEST(WindowAllocator, RandomUseAgreesWithANaiveModel)
             const auto range = live[pick];
             live[pick] = live.back();
             live.pop_back();
-            window.release(range.offset, range.size);
+            window.release(range.offset);
             for (std::uint64_t page = range.offset / kPage; page < (range.offset + range.size) / kPage; ++page) {
                 used[page] = false;
             }
