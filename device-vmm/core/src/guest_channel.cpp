@@ -119,6 +119,21 @@ void GuestChannel::reply(Nanoseconds now, unsigned queue, control::Bytes message
     }
 }
 
+void GuestChannel::expire(Nanoseconds now, const OnReply &on_reply)
+{
+    GuestReply reply;
+    reply.expired = true;
+    reply.now = now;
+    on_reply(reply);
+}
+
+void GuestChannel::give_up(Nanoseconds now, std::uint64_t id, Type type)
+{
+    if (const auto entry = table_.take(id, type).second) {
+        expire(now, entry->context);
+    }
+}
+
 void GuestChannel::age(Nanoseconds now)
 {
     while (fresh_count_ > 0) {
@@ -142,10 +157,7 @@ void GuestChannel::tick(Nanoseconds now)
         ++counters_.deadline_expiries;
         log_.once(LogLevel::warning, "deadline",
                   "the device guest did not answer " + std::string{control::name(entry->type)} + " in time");
-        GuestReply reply;
-        reply.expired = true;
-        reply.now = now;
-        entry->context(reply);
+        expire(now, entry->context);
     }
     age(now);
 }

@@ -71,6 +71,8 @@ public:
 
     /// Takes back a request that was not delivered yet. False: it was, or there is none.
     bool cancel(std::uint64_t id);
+    /// Ends the wait for the answer to a request of that type, unless it is over: as if the deadline had passed.
+    void give_up(Nanoseconds now, std::uint64_t id, control::Type type);
 
     /// A message from a reply queue.
     void reply(Nanoseconds now, unsigned queue, control::Bytes message);
@@ -116,6 +118,7 @@ private:
     /// True: delivered or failed for good; false: the guest has no buffer.
     bool deliver(control::Bytes message);
     Queued *find_queued(std::uint64_t id);
+    static void expire(Nanoseconds now, const OnReply &on_reply);
     void drop_front();
     void age(Nanoseconds now);
 

@@ -229,8 +229,11 @@ void PeerMemory::remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator i
         now, Type::memory_info, epoch, config_.unmap_timeout,
         [this, id, request, done = std::move(done)](const GuestReply &reply) {
             const auto removed = removing_.extract(id);
+            const auto add_request = removed.mapped().add_request;
+            //= VVFU-OP-7
+            guest_.give_up(reply.now, add_request, Type::memory_info);
             // A guest that has seen neither message yet need not see either.
-            const bool unseen = guest_.cancel(removed.mapped().add_request);
+            const bool unseen = guest_.cancel(add_request);
             if (unseen) {
                 guest_.cancel(*request);
             }

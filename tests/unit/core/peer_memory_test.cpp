@@ -166,7 +166,9 @@ TEST_F(PeerMemoryTest, WindowOffsetsComeBackWhenTheGuestHasAnsweredTheEndOfASess
     EXPECT_EQ(1u, core->state().mapped_ranges);
 }
 
-TEST_F(PeerMemoryTest, UnmapOfARangeWhoseMapIsNotAnsweredYet)
+//= VVFU-OP-7
+//= type=test
+TEST_F(PeerMemoryTest, AMapIsAnsweredBeforeTheUnmapWhateverTheGuestAnswersFirst)
 {
     start_session();
     send_map(0, kMiB, memory(kMiB));
@@ -176,9 +178,35 @@ TEST_F(PeerMemoryTest, UnmapOfARangeWhoseMapIsNotAnsweredYet)
     const auto del = take_request(control::Type::memory_info);
     answer(del);
     EXPECT_TRUE(port.window.empty());
+    EXPECT_EQ(map_id, take_sent().header.message_id);
     EXPECT_EQ(message_id, take_sent().header.message_id);
     answer(add);
-    EXPECT_EQ(map_id, take_sent().header.message_id);
+    EXPECT_FALSE(has_reply());
+    EXPECT_FALSE(port.broken);
+}
+
+//= VVFU-OP-7
+//= type=test
+TEST_F(PeerMemoryTest, AMapIsAnsweredBeforeTheUnmapWhoseDeadlineIsEarlier)
+{
+    for (const std::size_t buffers : {std::size_t{0}, std::size_t{100}}) {  // taken by the guest, or not
+        start_session();
+        port.request_buffers = buffers;
+        send_map(0, kMiB, memory(kMiB));
+        const auto map_id = message_id;
+        send_unmap(0, kMiB);
+        advance(config.unmap_timeout);
+        const auto reply = take_sent();
+        EXPECT_EQ(map_id, reply.header.message_id);
+        EXPECT_EQ(0u, reply.header.error);
+        EXPECT_EQ(message_id, take_sent().header.message_id);
+        EXPECT_EQ(1u, core->state().deadline_expiries);
+        advance(config.access_timeout);
+        EXPECT_FALSE(has_reply());
+        core.reset();
+        port.request_buffers = 100;
+        port.requests.clear();
+    }
 }
 
 TEST_F(PeerMemoryTest, ABurstOfUnmapsAndMapsIsPipelined)
