@@ -172,7 +172,7 @@ int Core::Impl::peer_connected(Nanoseconds now, const PeerCredentials &credentia
     }
     log_.forget();
     session_ = std::make_unique<Session>(
-        now, SessionEnvironment{config_, port_, counters_, log_, guest_, irqs_, *device_, window_, epoch_},
+        now, SessionEnvironment{config_, port_, counters_, log_, guest_, irqs_, *device_, window_, epochs_},
         credentials);
     port_.state_changed();
     return 0;
@@ -198,7 +198,7 @@ CoreState Core::Impl::state() const
                 : !session_             ? "listening"
                 : session_->connected() ? "connected"
                                         : "negotiating";
-    out.epoch = epoch_;
+    out.epoch = epochs_.latest();
     if (session_) {
         out.peer = session_->credentials();
         out.mapped_bytes = session_->memory().mapped_bytes();

@@ -120,7 +120,7 @@ Status Core::Impl::check_session(const control::Header &header) const
     //= VVFU-SESSION-6
     //# The device MUST answer a DMA_READ, DMA_WRITE, IRQ_TRIGGER or PEER_CLOSE request that carries the epoch of an
     //# ended session with STALE, without any other effect.
-    if (header.epoch != 0 && header.epoch <= epoch_) {
+    if (epochs_.used(header.epoch)) {
         return Status::stale;
     }
     return begun ? Status::invalid : Status::not_connected;

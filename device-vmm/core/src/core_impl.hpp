@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "device_registry.hpp"
+#include "epochs.hpp"
 #include "guest_channel.hpp"
 #include "irq_table.hpp"
 #include "session.hpp"
@@ -89,7 +90,7 @@ private:
     void irq_trigger(std::uint64_t token, const control::Header &header, control::Bytes payload);
     void peer_close(Nanoseconds now, std::uint64_t token, const control::Header &header, control::Bytes payload);
 
-    std::uint32_t epoch_ = 0;  ///< of the session in progress, or of the last one
+    Epochs epochs_;
     bool driver_ok_ = false;
     bool down_pending_ = false;  ///< PEER(DOWN) is not answered
 };

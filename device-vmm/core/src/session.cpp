@@ -237,7 +237,7 @@ int Session::version(Nanoseconds now, Message &message)
     }
     state_ = State::negotiating;
     //= VVFU-SESSION-1
-    epoch_ = ++env_.epoch == 0 ? ++env_.epoch : env_.epoch;  // 0 means "no session"
+    epoch_ = env_.epochs.next();
     dma_.set_max_transfer(version->capabilities.max_data_xfer_size.value_or(vfio_user::kMaxDataXferSize));
     //= VVFU-SESSION-3
     announce(now, *version);

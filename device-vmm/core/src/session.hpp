@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "device_registry.hpp"
+#include "epochs.hpp"
 #include "framer.hpp"
 #include "guest_channel.hpp"
 #include "irq_table.hpp"
@@ -32,7 +33,7 @@ struct SessionEnvironment {
     IrqTable &irqs;
     const Device &device;
     WindowAllocator &window;
-    std::uint32_t &epoch;  ///< of the latest session; a session takes the next one when it begins
+    Epochs &epochs;  ///< a session takes the next one when it begins
 };
 
 class Session {
