@@ -72,7 +72,7 @@ std::span<const std::byte> bytes(const T *data, std::size_t length)
     return {static_cast<const std::byte *>(static_cast<const void *>(data)), length};
 }
 
-/// Config errors outlive the call as static strings; core::create() returns one of a closed set of lines.
+/// The text outlives the call that it explains, as vvfu_core_new() promises.
 const char *keep(const std::string &error)
 {
     static thread_local std::string last;

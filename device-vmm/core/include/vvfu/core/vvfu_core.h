@@ -75,7 +75,8 @@ typedef struct VvfuCoreState {
     uint64_t unknown_replies;    /* replies with an unknown, answered or expired ID */
 } VvfuCoreState;
 
-/* Returns NULL and sets *error (to a static string) when a configuration value is out of range. */
+/* Returns NULL and sets *error when a configuration value is out of range. The text is one line, valid until the same
+ * thread calls this function again or ends. */
 VvfuCore *vvfu_core_new(const VvfuCoreConfig *config, const VvfuPortOps *ops, void *opaque, const char **error);
 void vvfu_core_free(VvfuCore *core); /* ends the session; calls the port for that */
 
