@@ -224,7 +224,7 @@ void Session::reply_in_order(Nanoseconds now, const Header &request, vfio_user::
     //= VVFU-OP-5
     // An IRQ_INFO about no vector at all: its answer tells that the guest has come this far.
     send_irq_info(now, {control::kIrqIntx, 0, 0, control::IrqAction::assign},
-                  [this, request, reply = std::move(reply)] { send_reply(request, reply); });
+                  [this, request, reply = std::move(reply)](Nanoseconds) { send_reply(request, reply); });
 }
 
 // ---- VERSION ----

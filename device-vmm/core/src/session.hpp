@@ -123,7 +123,7 @@ private:
     void apply_irqs(const vfio_user::IrqRequest &request, std::vector<Fd> &fds, std::vector<control::IrqInfo> &changes);
     void mask_irqs(const vfio_user::IrqRequest &request, std::vector<control::IrqInfo> &changes);
     void trigger_irqs(const vfio_user::IrqRequest &request);
-    void send_irq_info(Nanoseconds now, const control::IrqInfo &info, std::function<void()> done = {});
+    void send_irq_info(Nanoseconds now, const control::IrqInfo &info, std::function<void(Nanoseconds)> done = {});
 
     // session_regions.cpp
     int region_read(Nanoseconds now, Message &message);
@@ -143,6 +143,8 @@ private:
     std::uint32_t epoch_ = 0;
     std::uint64_t up_request_ = 0;
     bool write_multiple_ = false;
+    // An IRQ_INFO that notification 0 caused is not answered; it fired once more since then.
+    bool unmask_outstanding_ = false, unmask_again_ = false;
     bool must_wait_ = false;  // set by a handler: call it again later
 
     Framer framer_;

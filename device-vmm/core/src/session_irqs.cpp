@@ -3,6 +3,7 @@
 // SET_IRQS (reference/vfio-user.md 1.5; the refusals are those of libvfio-user and of Linux's VFIO).
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "fd_checks.hpp"
 #include "session.hpp"
@@ -148,13 +149,13 @@ int Session::set_irqs(Nanoseconds now, Message &message)
     return 0;
 }
 
-void Session::send_irq_info(Nanoseconds now, const IrqInfo &info, std::function<void()> done)
+void Session::send_irq_info(Nanoseconds now, const IrqInfo &info, std::function<void(Nanoseconds)> done)
 {
     env_.guest.request(
         now, control::Type::irq_info, epoch_, env_.config.access_timeout,
         [done = std::move(done)](const GuestReply &reply) {
             if (done) {
-                done();
+                done(reply.now);
             }
             return reply.payload.empty();
         },
@@ -163,9 +164,21 @@ void Session::send_irq_info(Nanoseconds now, const IrqInfo &info, std::function<
 
 void Session::intx_unmasked(Nanoseconds now)
 {
-    if (state_ == State::connected && env_.irqs.counts()[control::kIrqIntx] != 0) {
-        send_irq_info(now, {control::kIrqIntx, 0, 1, IrqAction::unmask});
+    if (state_ != State::connected || env_.irqs.counts()[control::kIrqIntx] == 0) {
+        return;
     }
+    // The peer signals as often as it likes, also while the guest takes nothing.
+    if (unmask_outstanding_) {
+        unmask_again_ = true;
+        return;
+    }
+    unmask_outstanding_ = true;
+    send_irq_info(now, {control::kIrqIntx, 0, 1, IrqAction::unmask}, [this](Nanoseconds answered) {
+        unmask_outstanding_ = false;
+        if (std::exchange(unmask_again_, false)) {
+            intx_unmasked(answered);
+        }
+    });
 }
 
 }  // namespace vvfu::core

@@ -310,6 +310,26 @@ TEST_F(SessionIrqsTest, NotificationWithoutAVectorBecomesAMessage)
     EXPECT_TRUE(port.requests.empty());
 }
 
+TEST_F(SessionIrqsTest, NotificationsThatTheGuestDoesNotAnswerDoNotPileUp)
+{
+    start_session();
+    for (int i = 0; i < 1000; ++i) {
+        core->notification_fired(now, 0);
+    }
+    EXPECT_EQ(1u, port.requests.size());
+    answer(take_request(control::Type::irq_info));
+    // One more for the 999 others.
+    EXPECT_EQ((control::IrqInfo{kIntx, 0, 1, control::IrqAction::unmask}),
+              *control::decode_irq_info(take_request(control::Type::irq_info).payload));
+    core->notification_fired(now, 0);
+    EXPECT_TRUE(port.requests.empty());
+    advance(config.access_timeout);  // no answer
+    answer(take_request(control::Type::irq_info));
+    EXPECT_TRUE(port.requests.empty());
+    core->notification_fired(now, 0);
+    EXPECT_EQ(1u, port.requests.size());
+}
+
 //= VVFU-TRIGGER-1
 //= type=test
 TEST_F(SessionIrqsTest, IrqTriggerActsLikeTheDoorbell)
