@@ -62,9 +62,18 @@ int Window::map(std::uint64_t offset, std::uint64_t size, int protection, int fd
     }
     const int prot =
         ((protection & core::kProtRead) != 0 ? PROT_READ : 0) | ((protection & core::kProtWrite) != 0 ? PROT_WRITE : 0);
-    void *address = ::mmap(bytes_.data() + offset, size, prot, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd,
-                           static_cast<off_t>(fd_offset));
-    return address == MAP_FAILED ? -errno : 0;
+    // Made elsewhere and moved here: a MAP_FIXED that the peer's file refuses (its seals can) leaves a gap in the
+    // reservation on Linux before 6.12, which other memory of this process may take before the next range is put there.
+    void *made = ::mmap(nullptr, size, prot, MAP_SHARED | MAP_NORESERVE, fd, static_cast<off_t>(fd_offset));
+    if (made == MAP_FAILED) {
+        return -errno;
+    }
+    if (::mremap(made, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, bytes_.data() + offset) == MAP_FAILED) {
+        const int error = errno;
+        ::munmap(made, size);
+        return -error;
+    }
+    return 0;
 }
 
 //= VVFU-WINDOW-4

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "window.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -71,6 +73,15 @@ TEST_F(WindowTest, RangesOutsideAreRefused)
 TEST_F(WindowTest, AFailedMappingReportsItsErrno)
 {
     EXPECT_EQ(window.map(0, 0x1000, kReadWrite, -1, 0), -EBADF);
+}
+
+TEST_F(WindowTest, AFileThatRefusesLeavesTheReservationAsItWas)  // holds on new kernels whatever map() does
+{
+    const Fd file{::memfd_create("refuses", MFD_CLOEXEC | MFD_ALLOW_SEALING)};
+    ASSERT_EQ(::ftruncate(file.get(), 0x1000), 0);
+    ASSERT_EQ(::fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_WRITE), 0);
+    EXPECT_EQ(window.map(0x10000, 0x1000, kReadWrite, file.get(), 0), -EPERM);
+    EXPECT_EQ(::msync(window.bytes().data(), 0x20000, MS_ASYNC), 0) << "ENOMEM tells of a gap";
 }
 
 //= VVFU-WINDOW-10
