@@ -39,7 +39,10 @@ Window::Window(std::byte *reservation, std::size_t reserved, std::span<std::byte
 }
 
 Window::Window(Window &&other) noexcept
-    : reservation_(std::exchange(other.reservation_, nullptr)), reserved_(other.reserved_), bytes_(other.bytes_)
+    : reservation_(std::exchange(other.reservation_, nullptr)),
+      reserved_(other.reserved_),
+      bytes_(other.bytes_),
+      ranges_(other.ranges_)
 {
 }
 
@@ -60,6 +63,9 @@ int Window::map(std::uint64_t offset, std::uint64_t size, int protection, int fd
     if (!contains(offset, size)) {
         return -EINVAL;
     }
+    if (ranges_ == kMaxRanges) {
+        return -ENOSPC;
+    }
     const int prot =
         ((protection & core::kProtRead) != 0 ? PROT_READ : 0) | ((protection & core::kProtWrite) != 0 ? PROT_WRITE : 0);
     // Made elsewhere and moved here: a MAP_FIXED that the peer's file refuses (its seals can) leaves a gap in the
@@ -73,6 +79,7 @@ int Window::map(std::uint64_t offset, std::uint64_t size, int protection, int fd
         ::munmap(made, size);
         return -error;
     }
+    ++ranges_;
     return 0;
 }
 
@@ -84,6 +91,7 @@ void Window::unmap(std::uint64_t offset, std::uint64_t size)
     if (!contains(offset, size)) {
         return;
     }
+    --ranges_;
     void *address = bytes_.data() + offset;
     if (::mmap(address, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) ==
         MAP_FAILED) {

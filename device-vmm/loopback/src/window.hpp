@@ -13,6 +13,10 @@ namespace vvfu::loopback {
 /// scratch memory from then on: a late access hits neither the peer nor an unmapped page.
 class Window {
 public:
+    /// Ranges at a time. Each takes up to two of the 65530 mappings that Linux allows a process (vm.max_map_count), and
+    /// without any left even malloc() fails.
+    static constexpr unsigned kMaxRanges = 24 * 1024;
+
     /// `size` is a multiple of 4096 and not 0; reserving costs address space only.
     static guest::Result<Window> create(std::uint64_t size);
     Window(Window &&other) noexcept;
@@ -22,7 +26,7 @@ public:
     [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
 
     /// As Port::window_map() and window_unmap(). map() returns 0 or a negative errno; values outside the window are
-    /// -EINVAL.
+    /// -EINVAL, more than kMaxRanges are -ENOSPC.
     int map(std::uint64_t offset, std::uint64_t size, int protection, int fd, std::uint64_t fd_offset);
     void unmap(std::uint64_t offset, std::uint64_t size);
 
@@ -33,6 +37,7 @@ private:
     std::byte *reservation_;
     std::size_t reserved_;
     std::span<std::byte> bytes_;
+    unsigned ranges_ = 0;
 };
 
 }  // namespace vvfu::loopback

@@ -84,6 +84,19 @@ TEST_F(WindowTest, AFileThatRefusesLeavesTheReservationAsItWas)  // holds on new
     EXPECT_EQ(::msync(window.bytes().data(), 0x20000, MS_ASYNC), 0) << "ENOMEM tells of a gap";
 }
 
+TEST(Window, ManyRangesLeaveMappingsToTheRestOfTheProcess)
+{
+    constexpr std::uint64_t kStride = 0x2000;  // so that no two of them become one
+    auto window = std::move(*Window::create((Window::kMaxRanges + 1) * kStride));
+    const test::GuestRam ram{0, 0x1000};
+    for (std::uint64_t i = 0; i < Window::kMaxRanges; ++i) {
+        ASSERT_EQ(window.map(i * kStride, 0x1000, kReadWrite, ram.fd(), 0), 0);
+    }
+    EXPECT_EQ(window.map(Window::kMaxRanges * kStride, 0x1000, kReadWrite, ram.fd(), 0), -ENOSPC);
+    window.unmap(0, 0x1000);
+    EXPECT_EQ(window.map(Window::kMaxRanges * kStride, 0x1000, kReadWrite, ram.fd(), 0), 0);
+}
+
 //= VVFU-WINDOW-10
 //= type=test
 TEST_F(WindowTest, ItsStartKeepsTheCongruenceOfOffsets)
