@@ -21,6 +21,8 @@ constexpr std::uint64_t kAccessPlatform = std::uint64_t{1} << 33;  // VIRTIO_F_A
 constexpr std::uint32_t kMinRequestBuffer = 4144;                  // VVFU-CONF-2
 constexpr std::uint32_t kMaxRequestBuffer = 1024 * 1024;
 constexpr std::uint32_t kMinMessage = 4096;
+/// IRQ_TRIGGER requests that are not answered; the other slots are for DMA.
+constexpr std::size_t kTriggersInFlight = ControlClient::kSlots / 2;
 
 }  // namespace
 
@@ -106,6 +108,7 @@ Result<void> Session::Impl::bring_up()
 {
     ++generation_;
     broken_ = false;
+    triggers_in_flight_ = 0;
     transport_.reset();
     //= VVFU-FEAT-2
     //# The driver MUST NOT set DRIVER_OK unless VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM are negotiated.
@@ -306,6 +309,7 @@ void Session::Impl::restart()
 void Session::Impl::leave_session()
 {
     backlog_.clear();
+    forget_triggers();
     dma_.clear();
 }
 
@@ -393,15 +397,53 @@ void Session::Impl::trigger(std::uint32_t index, std::uint32_t vector)
         transport_.ring_doorbell(doorbell_base_[index] + vector);
         return;
     }
-    reactor_.post([self = weak_from_this(), index, vector] {
-        const auto impl = self.lock();
-        if (!impl || impl->state_ != State::registered || !impl->peer_up_ || impl->broken_) {
-            return;
+    {
+        const std::lock_guard lock{triggers_mutex_};
+        if (!triggers_.emplace(index, vector).second) {
+            return;  // one message will do for both
         }
-        control::Buffer payload;
-        control::append(payload, control::IrqTrigger{index, vector});
-        impl->control_->request(Type::irq_trigger, impl->epoch_, payload, nullptr);
+    }
+    reactor_.post([self = weak_from_this()] {
+        if (const auto impl = self.lock()) {
+            impl->send_triggers();
+        }
     });
+}
+
+/// As many as may be in flight; their answers bring the others.
+void Session::Impl::send_triggers()
+{
+    if (state_ != State::registered || !peer_up_ || broken_) {
+        forget_triggers();
+        return;
+    }
+    while (triggers_in_flight_ < kTriggersInFlight && take_trigger()) {
+        control::Buffer payload;
+        control::append(payload, control::IrqTrigger{last_trigger_.first, last_trigger_.second});
+        ++triggers_in_flight_;
+        control_->request(Type::irq_trigger, epoch_, payload, [this](const ControlClient::Reply &) {
+            --triggers_in_flight_;
+            send_triggers();
+        });
+    }
+}
+
+/// The vectors take turns. False: none waits.
+bool Session::Impl::take_trigger()
+{
+    const std::lock_guard lock{triggers_mutex_};
+    if (triggers_.empty()) {
+        return false;
+    }
+    const auto next = triggers_.upper_bound(last_trigger_);
+    last_trigger_ = triggers_.extract(next == triggers_.end() ? triggers_.begin() : next).value();
+    return true;
+}
+
+void Session::Impl::forget_triggers()
+{
+    const std::lock_guard lock{triggers_mutex_};
+    triggers_.clear();
 }
 
 bool Session::Impl::pending(std::uint32_t index, std::uint32_t vector)

@@ -9,9 +9,12 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "control_client.hpp"
@@ -83,6 +86,7 @@ private:
     void on_config_change();
     bool receive();
     [[nodiscard]] bool can_receive() const;
+    void schedule_receive();
     void drain_backlog();
     void flush();
     void handle(Bytes message);
@@ -108,6 +112,11 @@ private:
     /// Runs a reset of the model; requests wait until it is done, then `then` runs.
     void run_reset(const std::function<void(std::function<void()>)> &reset, std::function<void()> then);
     void reset_done();
+
+    // ---- interrupts of vectors without a doorbell ----
+    void send_triggers();
+    bool take_trigger();
+    void forget_triggers();
 
     DeviceModel *model_ = nullptr;
     control::DeviceInfo info_;
@@ -137,9 +146,16 @@ private:
     std::function<void()> reset_then_;
     bool receive_scheduled_ = false;
     bool notifications_off_ = false;  // of the request queue
+    Nanoseconds poll_until_{};
     std::deque<control::Buffer> backlog_;
     control::Buffer message_, reply_;
     unsigned logged_errors_ = 0;
+
+    using Vector = std::pair<std::uint32_t, std::uint32_t>;  // interrupt index, and vector in it
+    std::mutex triggers_mutex_;
+    std::set<Vector> triggers_;  // not sent yet; guarded by triggers_mutex_
+    Vector last_trigger_{};      // sent
+    std::size_t triggers_in_flight_ = 0;
 };
 
 }  // namespace vvfu::guest

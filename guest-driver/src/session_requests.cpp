@@ -61,9 +61,21 @@ bool Session::Impl::can_receive() const
     return !broken_ && backlog_.size() < kMaxBacklog && replies_->waiting() < kMaxWaitingReplies;
 }
 
+void Session::Impl::schedule_receive()
+{
+    if (std::exchange(receive_scheduled_, true)) {
+        return;
+    }
+    reactor_.post([self = weak_from_this()] {
+        if (const auto impl = self.lock()) {
+            impl->receive_scheduled_ = false;
+            impl->on_request_queue();
+        }
+    });
+}
+
 void Session::Impl::on_request_queue()
 {
-    receive_scheduled_ = false;
     if (broken_ || state_ == State::stopped) {
         return;
     }
@@ -84,12 +96,14 @@ void Session::Impl::on_request_queue()
         if (broken_ || !can_receive()) {
             return;  // reset_done() or on_reply_queue() come back here
         }
-        if (received >= kRound) {
-            break;
+        const bool polls = options_.poll > Nanoseconds::zero();
+        if (polls && received > 0) {
+            poll_until_ = Reactor::now() + options_.poll;
         }
-        if (options_.poll > Nanoseconds::zero() && received > 0) {
-            for (const auto end = Reactor::now() + options_.poll; !ring.has_used() && Reactor::now() < end;) {
-            }
+        // Polling is rounds of the reactor that do not sleep: what else is ready has its turn in each of them.
+        if (received >= kRound || (polls && Reactor::now() < poll_until_)) {
+            schedule_receive();
+            return;
         }
         if (std::exchange(notifications_off_, false)) {
             ring.want_notifications(true);
@@ -97,13 +111,6 @@ void Session::Impl::on_request_queue()
         if (!ring.has_used()) {
             return;
         }
-    }
-    if (!std::exchange(receive_scheduled_, true)) {
-        reactor_.post([self = weak_from_this()] {
-            if (const auto impl = self.lock()) {
-                impl->on_request_queue();
-            }
-        });
     }
 }
 
@@ -447,15 +454,11 @@ void Session::Impl::reset_done()
     if (!std::exchange(resetting_, false)) {
         return;  // a model that reports twice
     }
+    forget_triggers();
     std::exchange(reset_then_, nullptr)();
-    if (backlog_.empty() || broken_ || std::exchange(receive_scheduled_, true)) {
-        return;
+    if (!backlog_.empty() && !broken_) {
+        schedule_receive();
     }
-    reactor_.post([self = weak_from_this()] {
-        if (const auto impl = self.lock()) {
-            impl->on_request_queue();
-        }
-    });
 }
 
 // ---- replies ------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 #include "vvfu/guest/session.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/epoll.h>
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
 #include <optional>
@@ -774,6 +776,46 @@ TEST_F(SessionTest, AVectorWithoutDoorbellIsTriggeredByMessage)
     EXPECT_EQ(*control::decode_irq_trigger(chain->payload()), (control::IrqTrigger{control::kIrqErr, 0}));
 }
 
+TEST_F(SessionTest, TriggersByMessageAreMergedWhileTheyWaitAndNoneIsLost)
+{
+    transport.device_config.doorbells = 1;
+    start_connected();
+    for (int i = 0; i < 2000; ++i) {
+        session->trigger(control::kIrqErr, 0);
+        run();
+    }
+    session->trigger(control::kIrqMsix, 3);
+    session->trigger(control::kIrqMsix, 0);
+    run();
+    std::vector<control::IrqTrigger> sent;
+    while (const auto chain = transport.take(kControlQueue)) {
+        ASSERT_EQ(chain->header.type, Type::irq_trigger);
+        sent.push_back(*control::decode_irq_trigger(chain->payload()));
+        transport.complete(*chain, Status::ok);
+        run();
+    }
+    for (const std::uint32_t vector : {0u, 3u}) {
+        const control::IrqTrigger expected{control::kIrqMsix, vector};
+        EXPECT_EQ(std::count(sent.begin(), sent.end(), expected), 1) << vector;
+    }
+    EXPECT_LE(sent.size(), 16u);
+}
+
+//= VVFU-RESET-1
+//= type=test
+TEST_F(SessionTest, NoTriggerOfTheTimeBeforeAResetIsSentAfterIt)
+{
+    start_connected();
+    send(Type::device_reset, {});
+    session->trigger(control::kIrqErr, 0);
+    run();
+    ASSERT_TRUE(transport.take(kReplyQueue));
+    EXPECT_FALSE(transport.take(kControlQueue));
+    session->trigger(control::kIrqErr, 0);
+    run();
+    EXPECT_TRUE(transport.take(kControlQueue));
+}
+
 // ---- efficiency ----
 
 TEST_F(SessionTest, RepliesNeedNoInterruptAndRequestsAskForNoneWhileTheyAreTaken)
@@ -827,10 +869,31 @@ TEST_F(SessionTest, PollingFindsARequestWithoutANotification)
         }
         transport.push_request(bytes({1, 2, 3}));  // breaks the device, which ends the polling
     }};
-    reactor->run_once();
+    EXPECT_TRUE(run_until([&] { return session->counters().requests == 2; }));
     device.join();
-    EXPECT_EQ(session->counters().requests, 2u);
     EXPECT_EQ(transport.used_signals, before);
+}
+
+TEST_F(SessionTest, PollingLeavesOtherEventsTheirTurn)
+{
+    options.poll = 2s;
+    const auto begin = Reactor::now();
+    start_connected();
+    const Fd other{::eventfd(1, EFD_CLOEXEC)};
+    bool served = false;
+    ASSERT_TRUE(reactor->watch(other.get(), EPOLLIN | EPOLLET, [&](std::uint32_t) { served = true; }));
+    ASSERT_FALSE(transport.wants_used_notification(kRequestQueue)) << "it polls";
+    reactor->run_once();
+    EXPECT_TRUE(served);
+    EXPECT_LT(Reactor::now() - begin, options.poll);
+    reactor->unwatch(other.get());
+}
+
+TEST_F(SessionTest, PollingEndsAfterItsTime)
+{
+    options.poll = 1ms;
+    start_connected();
+    EXPECT_TRUE(run_until([&] { return transport.wants_used_notification(kRequestQueue); }));
 }
 
 // ---- broken devices ----
