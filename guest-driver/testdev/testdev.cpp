@@ -132,8 +132,8 @@ public:
     {
         registers_.add(kRegisters);
         if (options.no_mmap) {
-            own_memory_.resize(kBar2Size);
-            memory_ = own_memory_;
+            own_memory_ = std::make_shared<std::vector<std::byte>>(kBar2Size);
+            memory_ = *own_memory_;
         } else {
             memory_ = device_services.region_memory.first(kBar2Size);
         }
@@ -179,8 +179,8 @@ private:
     }
 
     guest::RegisterBank registers_;
-    std::span<std::byte> memory_;  // BAR 2
-    std::vector<std::byte> own_memory_;
+    std::span<std::byte> memory_;                         // BAR 2
+    std::shared_ptr<std::vector<std::byte>> own_memory_;  // of BAR 2 without mmap; a worker may outlive the device
     Counters counters_;
     std::uint64_t resets_ = 0;
     bool busy_ = false;
@@ -326,7 +326,7 @@ void Testdev::run(const TransferPtr &transfer)
 {
     const auto result = std::make_shared<std::uint32_t>(0);
     auto work = [command = transfer->command, from = transfer->from_iov, to = transfer->to_iov,
-                 pattern = transfer->pattern, result] {
+                 pattern = transfer->pattern, result, keep = own_memory_] {
         if (command == kFill) {
             fill(to, pattern);
         } else if (command == kChecksum) {

@@ -324,5 +324,27 @@ TEST_F(TestdevTest, DestructionDuringATransferIsSafe)
     EXPECT_TRUE(idle) << "nothing stays pinned";
 }
 
+/// Keeps what it is given.
+struct HeldWorkers final : guest::Workers {
+    void submit(std::function<void()> work, std::function<void()> done) override
+    {
+        jobs.emplace_back(std::move(work), std::move(done));
+    }
+    std::vector<std::pair<std::function<void()>, std::function<void()>>> jobs;
+};
+
+TEST_F(TestdevTest, WorkerMayOutliveTheDeviceAndItsMemory)
+{
+    HeldWorkers workers;
+    auto services = host.services();
+    device = make_testdev({.no_mmap = true}, {services.executor, workers, services.dma, services.irqs, {}}).value();
+    enable();
+    command(kToDevice, kMemory, 0, kBar2Size);
+    ASSERT_EQ(workers.jobs.size(), 1u);
+    device.reset();
+    workers.jobs[0].first();  // the address sanitizer watches
+    workers.jobs[0].second();
+}
+
 }  // namespace
 }  // namespace vvfu::testdev
