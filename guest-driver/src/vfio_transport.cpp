@@ -90,6 +90,10 @@ FunctionInfo inspect(const PciSysfs &sysfs, const PciAddress &address)
     return info;
 }
 
+/// RFC 4122 3: characters, and which of them are dashes.
+constexpr std::size_t kUuidText = 36;
+constexpr std::size_t kUuidDashes[] = {8, 13, 18, 23};
+
 int hex_digit(char c)
 {
     constexpr std::string_view digits = "0123456789abcdef";
@@ -107,25 +111,27 @@ bool is_pci_address(std::string_view text)
 
 std::optional<Uuid> parse_uuid(std::string_view text)
 {
-    Uuid uuid{};
-    std::size_t digits = 0;
-    for (const char c : text) {
-        if (c == '-') {
-            // Dashes stand where RFC 4122 puts them, or not at all.
-            if (digits != 8 && digits != 12 && digits != 16 && digits != 20) {
+    std::string digits{text};
+    if (text.size() == kUuidText) {
+        for (const auto dash : kUuidDashes) {
+            if (text[dash] != '-') {
                 return std::nullopt;
             }
-            continue;
         }
-        const int digit = hex_digit(c);
-        if (digit < 0 || digits == 32) {
+        std::erase(digits, '-');
+    }
+    Uuid uuid{};
+    if (digits.size() != 2 * uuid.size()) {
+        return std::nullopt;
+    }
+    for (std::size_t i = 0; i < uuid.size(); ++i) {
+        const int high = hex_digit(digits[2 * i]), low = hex_digit(digits[2 * i + 1]);
+        if (high < 0 || low < 0) {
             return std::nullopt;
         }
-        auto &byte = uuid[digits / 2];
-        byte = static_cast<std::uint8_t>(byte * 16 + digit);
-        ++digits;
+        uuid[i] = static_cast<std::uint8_t>(high * 16 + low);
     }
-    return digits == 32 ? std::optional{uuid} : std::nullopt;
+    return uuid;
 }
 
 std::string to_string(const Uuid &uuid)

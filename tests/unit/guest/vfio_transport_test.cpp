@@ -25,7 +25,10 @@ TEST(Uuid, ParsesAndFormats)
     EXPECT_EQ(to_string(*uuid), text);
     EXPECT_EQ(parse_uuid("123456789ABCDEF0123456789ABCDEF0"), uuid);
     for (const char *bad : {"", "12345678-9abc-def0-1234-56789abcdef", "12345678-9abc-def0-1234-56789abcdef00",
-                            "1234-56789abc-def0-1234-56789abcdef0", "g2345678-9abc-def0-1234-56789abcdef0"}) {
+                            "1234-56789abc-def0-1234-56789abcdef0", "g2345678-9abc-def0-1234-56789abcdef0",
+                            "12345678--9abc-def0-1234-56789abcdef0", "12345678-9abc-def01234-56789abcdef0",
+                            "12345678-9abcdef0123456789abcdef0", "12345678-9abc-def0-1234-56789abcdef-",
+                            "123456789abcdef0123456789abcdef0-"}) {
         EXPECT_FALSE(parse_uuid(bad)) << bad;
     }
 }

@@ -14,7 +14,7 @@
 
 namespace vvfu::guest {
 
-/// "12345678-9abc-def0-1234-56789abcdef0", upper or lower case, dashes optional.
+/// "12345678-9abc-def0-1234-56789abcdef0", upper or lower case, with these dashes or with none.
 [[nodiscard]] std::optional<Uuid> parse_uuid(std::string_view text);
 [[nodiscard]] std::string to_string(const Uuid &uuid);
 
