@@ -19,6 +19,7 @@ namespace vvfu::guest {
 namespace {
 
 constexpr const char *kContainerPath = "/dev/vfio/vfio";
+constexpr const char *kRunAsRoot = ": run as root, or give this user access to it";
 constexpr std::uint32_t kMaxReply = 64 * 1024;  // of an ioctl with a capability chain
 
 /// T at `offset` of a reply; zeroes where the reply is too short.
@@ -79,13 +80,16 @@ std::string members_text(const PciSysfs &sysfs, const std::vector<PciAddress> &m
     return text;
 }
 
+std::string group_path(unsigned number)
+{
+    return fmt::format("/dev/vfio/{}", number);
+}
+
 Result<Fd> open_container()
 {
     Fd container{::open(kContainerPath, O_RDWR | O_CLOEXEC)};
     if (!container) {
-        const bool missing = errno == ENOENT || errno == ENODEV;
-        return failure(fmt::format("cannot open {}: {}{}", kContainerPath, error_text(),
-                                   missing ? ": load the modules vfio, vfio_iommu_type1 and vfio-pci" : ""));
+        return failure(explain_container_error(errno));
     }
     if (::ioctl(container.get(), VFIO_GET_API_VERSION) != VFIO_API_VERSION ||
         ::ioctl(container.get(), VFIO_CHECK_EXTENSION, VFIO_TYPE1v2_IOMMU) != 1) {
@@ -96,15 +100,9 @@ Result<Fd> open_container()
 
 Result<Fd> open_group(const PciSysfs &sysfs, const std::string &name, unsigned number)
 {
-    const auto path = fmt::format("/dev/vfio/{}", number);
-    Fd group{::open(path.c_str(), O_RDWR | O_CLOEXEC)};
+    Fd group{::open(group_path(number).c_str(), O_RDWR | O_CLOEXEC)};
     if (!group) {
-        switch (errno) {
-            case EACCES:
-            case EPERM: return failure(fmt::format("{}: no permission for {}: run as root, or chown it", name, path));
-            case EBUSY: return failure(fmt::format("{}: {} is in use by another program", name, path));
-            default: return failure(fmt::format("{}: cannot open {}: {}", name, path, error_text()));
-        }
+        return failure(explain_group_error(name, number, errno));
     }
     vfio_group_status status{.argsz = sizeof status, .flags = 0};
     if (::ioctl(group.get(), VFIO_GROUP_GET_STATUS, &status) < 0) {
@@ -126,11 +124,7 @@ Result<void> attach(const std::string &name, const Fd &container, const Fd &grou
         return failure(fmt::format("{}: cannot add its IOMMU group to a container: {}", name, error_text()));
     }
     if (::ioctl(container.get(), VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU) < 0) {
-        const bool unsafe = errno == EPERM;
-        return failure(fmt::format("{}: cannot use the IOMMU: {}{}", name, error_text(),
-                                   unsafe ? ": there is no interrupt remapping: start the VM with -device "
-                                            "intel-iommu,intremap=on"
-                                          : ""));
+        return failure(explain_iommu_error(name, errno));
     }
     return {};
 }
@@ -216,6 +210,50 @@ Result<unsigned> check_vfio_binding(const PciSysfs &sysfs, const PciAddress &add
                         name, driver.empty() ? "no driver" : driver, directory, unbind, name));
     }
     return *group;
+}
+
+std::string explain_container_error(int error)
+{
+    std::string remedy;
+    if (error == ENOENT || error == ENODEV) {
+        remedy = ": load the modules vfio, vfio_iommu_type1 and vfio-pci";
+    } else if (error == EACCES || error == EPERM) {
+        remedy = kRunAsRoot;
+    }
+    return fmt::format("cannot open {}: {}{}", kContainerPath, std::strerror(error), remedy);
+}
+
+std::string explain_group_error(const std::string &name, unsigned group, int error)
+{
+    std::string remedy;
+    if (error == ENOENT) {
+        // With enable_unsafe_noiommu_mode the file has another name.
+        remedy =
+            ": no-IOMMU mode is not enough: start the VM with -device intel-iommu,intremap=on and its kernel with "
+            "intel_iommu=on";
+    } else if (error == EACCES || error == EPERM) {
+        remedy = kRunAsRoot;
+    } else if (error == EBUSY) {
+        remedy = ": another program uses it: end that first";
+    }
+    return fmt::format("{}: cannot open {}: {}{}", name, group_path(group), std::strerror(error), remedy);
+}
+
+std::string explain_iommu_error(const std::string &name, int error)
+{
+    const char *remedy =
+        error == EPERM ? ": there is no interrupt remapping: start the VM with -device intel-iommu,intremap=on" : "";
+    return fmt::format("{}: cannot use the IOMMU: {}{}", name, std::strerror(error), remedy);
+}
+
+std::string explain_map_error(const std::string &name, std::size_t size, std::uint64_t limit, int error)
+{
+    if (error == ENOMEM && limit != RLIM_INFINITY) {
+        return fmt::format(
+            "{}: cannot lock {} bytes of memory for DMA (limit {} bytes): raise it with ulimit -l or LimitMEMLOCK=",
+            name, size, limit);
+    }
+    return fmt::format("{}: cannot map {} bytes for DMA: {}", name, size, std::strerror(error));
 }
 
 VfioDevice::VfioDevice(std::string name, Fd container, Fd group, Fd device)
@@ -383,15 +421,9 @@ Result<SharedBuffer> VfioDevice::allocate(std::size_t bytes)
     if (!iova || ::ioctl(container_.get(), VFIO_IOMMU_MAP_DMA, &map) < 0) {
         const int error = iova ? errno : ENOSPC;
         ::munmap(address, size);
-        if (error == ENOMEM) {
-            rlimit limit{};
-            ::getrlimit(RLIMIT_MEMLOCK, &limit);
-            return failure(
-                fmt::format("{}: cannot lock {} bytes of memory for DMA (limit {} bytes): raise it with "
-                            "ulimit -l or LimitMEMLOCK=",
-                            name_, size, limit.rlim_cur));
-        }
-        return failure(fmt::format("{}: cannot map {} bytes for DMA: {}", name_, size, std::strerror(error)));
+        rlimit limit{};
+        ::getrlimit(RLIMIT_MEMLOCK, &limit);
+        return failure(explain_map_error(name_, size, limit.rlim_cur, error));
     }
     dma_.push_back({{address, size}, *iova});
     return SharedBuffer{{static_cast<std::byte *>(address), bytes}, *iova};

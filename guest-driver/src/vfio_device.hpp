@@ -44,6 +44,13 @@ struct VfioIommuInfo {
 /// Whether a function could be opened, and if not, why: one line that names the remedy.
 [[nodiscard]] Result<unsigned> check_vfio_binding(const PciSysfs &sysfs, const PciAddress &address);
 
+/// What an errno means when set-up fails, each one line that names the remedy: opening the container, opening the
+/// group, VFIO_SET_IOMMU, and VFIO_IOMMU_MAP_DMA of `size` bytes with RLIMIT_MEMLOCK at `limit` bytes.
+[[nodiscard]] std::string explain_container_error(int error);
+[[nodiscard]] std::string explain_group_error(const std::string &name, unsigned group, int error);
+[[nodiscard]] std::string explain_iommu_error(const std::string &name, int error);
+[[nodiscard]] std::string explain_map_error(const std::string &name, std::size_t size, std::uint64_t limit, int error);
+
 class VfioDevice final : public DeviceAccess {
 public:
     /// Opens container, group and device, and enables memory decoding and bus mastering.

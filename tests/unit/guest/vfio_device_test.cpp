@@ -3,7 +3,9 @@
 
 #include <gmock/gmock.h>
 #include <linux/vfio.h>
+#include <sys/resource.h>
 
+#include <cerrno>
 #include <cstring>
 
 #include "fake_sysfs.hpp"
@@ -125,6 +127,26 @@ TEST(VfioBinding, EachObstacleNamesItsRemedy)
     EXPECT_THAT(message(6), testing::AllOf(HasSubstr("is bound to no driver"), Not(HasSubstr("unbind"))));
     EXPECT_EQ(message(7), "");
     EXPECT_EQ(check_vfio_binding(sysfs, {0, 0, 7, 0}).value(), 5u);
+}
+
+TEST(VfioErrors, EachNamesItsRemedyInOneLine)
+{
+    const struct {
+        std::string text;
+        const char *what, *remedy;
+    } cases[] = {
+        {explain_container_error(ENOENT), "/dev/vfio/vfio", "load the modules"},
+        {explain_container_error(EACCES), "/dev/vfio/vfio", "run as root"},
+        {explain_group_error("f", 7, ENOENT), "f: cannot open /dev/vfio/7", "intel-iommu,intremap=on"},
+        {explain_group_error("f", 7, EACCES), "/dev/vfio/7", "run as root"},
+        {explain_group_error("f", 7, EBUSY), "/dev/vfio/7", "another program uses it"},
+        {explain_iommu_error("f", EPERM), "no interrupt remapping", "intel-iommu,intremap=on"},
+        {explain_map_error("f", 4096, 65536, ENOMEM), "4096 bytes", "limit 65536 bytes): raise it"},
+    };
+    for (const auto &test : cases) {
+        EXPECT_THAT(test.text, testing::AllOf(HasSubstr(test.what), HasSubstr(test.remedy), Not(HasSubstr("\n"))));
+    }
+    EXPECT_THAT(explain_map_error("f", 4096, RLIM_INFINITY, ENOMEM), Not(HasSubstr("limit"))) << "it is not that";
 }
 
 }  // namespace
