@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <map>
+#include <optional>
 #include <random>
 #include <string_view>
 #include <utility>
@@ -12,6 +14,35 @@
 
 namespace vvfu::nvme {
 namespace {
+
+/// What tells one backing from another, under whatever name: device and inode, or block device and 0.
+using FileId = std::pair<dev_t, ino_t>;
+
+/// nullopt: memory, or not there.
+std::optional<FileId> file_id(const std::string &name)
+{
+    struct stat status {};
+    if (name.starts_with("mem:") || stat(name.c_str(), &status) != 0) {
+        return std::nullopt;
+    }
+    return S_ISBLK(status.st_mode) ? FileId{status.st_rdev, 0} : FileId{status.st_dev, status.st_ino};
+}
+
+/// Two writable namespaces on one file would destroy each other's data.
+guest::Result<void> check_distinct(const std::vector<std::string> &backings)
+{
+    std::map<FileId, std::string> seen;
+    for (const auto &name : backings) {
+        if (const auto id = file_id(name)) {
+            const auto [first, is_new] = seen.emplace(*id, name);
+            if (!is_new) {
+                return guest::failure("backing \"" + name + "\" is the same as \"" + first->second +
+                                      "\": give each file or device once, or use --read-only");
+            }
+        }
+    }
+    return {};
+}
 
 guest::Result<void> check(const NvmeOptions &options)
 {
@@ -31,7 +62,7 @@ guest::Result<void> check(const NvmeOptions &options)
         return guest::failure("the serial number \"" + options.serial + "\" is not one of at most " +
                               std::to_string(kSerialSize) + " printable ASCII characters");
     }
-    return {};
+    return options.read_only ? guest::Result<void>{} : check_distinct(options.backings);
 }
 
 /// Two disks with one serial number would be paths to one disk for the driver: hence not from the name alone.
@@ -41,11 +72,10 @@ std::string make_serial(const std::vector<std::string> &backings)
     bool found = false;
     const auto mix = [&](std::uint64_t value) { hash = (hash ^ value) * 0x100'0000'01b3; };
     for (const auto &name : backings) {
-        struct stat status {};
-        if (!name.starts_with("mem:") && stat(name.c_str(), &status) == 0) {
+        if (const auto id = file_id(name)) {
             found = true;
-            mix(S_ISBLK(status.st_mode) ? status.st_rdev : status.st_dev);
-            mix(S_ISBLK(status.st_mode) ? 0 : status.st_ino);
+            mix(id->first);
+            mix(id->second);
         }
     }
     if (!found) {

@@ -14,6 +14,7 @@ namespace vvfu::nvme {
 struct NvmeOptions {
     /// One namespace each, in order (the first is namespace 1); 1 to kMaxNamespaces. The path of a file or block device
     /// whose size is a multiple of 512 bytes, or "mem:SIZE" (bytes, or with a suffix K, M, G, T for powers of 1024).
+    /// The same file or device twice only with read_only.
     std::vector<std::string> backings;
     bool read_only = false;  ///< every namespace is write protected
     /// Serial number: at most 20 printable ASCII characters. Empty: derived from the backing files, so that it is the

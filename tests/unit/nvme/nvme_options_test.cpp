@@ -50,6 +50,23 @@ TEST(MakeNvme, BadOptionsGetOneLine)
     }
 }
 
+TEST(MakeNvme, OneFileUnderTwoNamesIsRefusedUnlessReadOnly)
+{
+    TemporaryFile one(512), other(512);
+    const auto link = one.path() + ".link";
+    std::filesystem::create_symlink(one.path(), link);
+    auto options = Host::file_options(one);
+    options.backings.push_back(other.path());
+    options.backings.insert(options.backings.end(), 2, "mem:512");
+    EXPECT_EQ(error(options), "");
+    options.backings.push_back(link);
+    EXPECT_THAT(error(options),
+                testing::AllOf(HasSubstr(link), HasSubstr(one.path() + "\""), HasSubstr("--read-only")));
+    options.read_only = true;
+    EXPECT_EQ(error(options), "");
+    std::filesystem::remove(link);
+}
+
 TEST(MakeNvme, OffersWhatTheOptionsSay)
 {
     auto options = Host::memory_options();
