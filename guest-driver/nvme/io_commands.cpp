@@ -130,59 +130,50 @@ bool IoCommands::durable(const SubmissionEntry &entry) const noexcept
     return (entry.cdw12 & kForceUnitAccess) != 0 || !features_.write_cache_enabled();
 }
 
-void IoCommands::read(const CommandPtr &command)
+template <typename F>
+void IoCommands::transfer(const CommandPtr &command, Access access, DmaDirection direction, F work)
 {
-    const auto extent = checked_extent(command->entry, Access::read);
+    const auto extent = checked_extent(command->entry, access);
     if (!extent) {
         engine_.complete(command, extent.error());
         return;
     }
-    ++health_.reads;
-    health_.blocks_read += extent->range.size >> kBlockShift;
-    const auto transfer = [this, command, extent = *extent] {
+    const bool reads = access == Access::read;
+    ++(reads ? health_.reads : health_.writes);
+    (reads ? health_.blocks_read : health_.blocks_written) += extent->range.size >> kBlockShift;
+    const auto mapped = [command, extent = *extent, work = std::move(work)] {
         command->executing = true;
+        work(extent);
+    };
+    transfer_.map(command, extent->range.size, direction, on_success(command, mapped));
+}
+
+void IoCommands::read(const CommandPtr &command)
+{
+    transfer(command, Access::read, DmaDirection::to_peer, [this, command](const Extent &extent) {
         extent.ns->backing->read(extent.range.offset, command->data.iov(), on_backing(command, Access::read, [=, this] {
                                      transfer_.finish(command, complete_with(command));
                                  }));
-    };
-    transfer_.map(command, extent->range.size, DmaDirection::to_peer, on_success(command, transfer));
+    });
 }
 
 void IoCommands::write(const CommandPtr &command)
 {
-    const auto extent = checked_extent(command->entry, Access::write);
-    if (!extent) {
-        engine_.complete(command, extent.error());
-        return;
-    }
-    ++health_.writes;
-    health_.blocks_written += extent->range.size >> kBlockShift;
-    const auto transfer = [this, command, extent = *extent] {
-        command->executing = true;
+    transfer(command, Access::write, DmaDirection::from_peer, [this, command](const Extent &extent) {
         extent.ns->backing->write(
             extent.range.offset, command->data.iov(), durable(command->entry),
             on_backing(command, Access::write, [=, this] { engine_.complete(command, Status::success); }));
-    };
-    transfer_.map(command, extent->range.size, DmaDirection::from_peer, on_success(command, transfer));
+    });
 }
 
 void IoCommands::compare(const CommandPtr &command)
 {
-    const auto extent = checked_extent(command->entry, Access::read);
-    if (!extent) {
-        engine_.complete(command, extent.error());
-        return;
-    }
-    ++health_.reads;
-    health_.blocks_read += extent->range.size >> kBlockShift;
-    const auto transfer = [this, command, extent = *extent] {
-        command->executing = true;
+    transfer(command, Access::read, DmaDirection::from_peer, [this, command](const Extent &extent) {
         command->buffer.resize(extent.range.size);
         const auto piece = std::make_shared<iovec>(iovec{command->buffer.data(), command->buffer.size()});
         extent.ns->backing->read(extent.range.offset, {piece.get(), 1},
                                  on_backing(command, Access::read, [=, this, keep = piece] { compare_data(command); }));
-    };
-    transfer_.map(command, extent->range.size, DmaDirection::from_peer, on_success(command, transfer));
+    });
 }
 
 void IoCommands::compare_data(const CommandPtr &command)

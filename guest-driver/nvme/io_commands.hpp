@@ -48,6 +48,11 @@ private:
     void dataset_management(const CommandPtr &command);
     void deallocate(const CommandPtr &command, Namespace &ns);
 
+    /// What commands with one extent and its data have in common: checks and counts the extent, maps the data, and
+    /// goes on with `work(extent)`, or ends the command.
+    template <typename F>
+    void transfer(const CommandPtr &command, Access access, guest::DmaDirection direction, F work);
+
     /// Continuation of a transfer step: goes on with `next`, or ends the command.
     template <typename F>
     [[nodiscard]] auto on_success(const CommandPtr &command, F next);
