@@ -263,18 +263,20 @@ void AdminCommands::get_features(const CommandPtr &command)
 
 void AdminCommands::set_features(const CommandPtr &command)
 {
+    const bool before = temperature_event();
     const auto value = features_.set(command->entry, engine_.has_io_queues());
     engine_.complete(command, value ? Status::success : value.error(), value.value_or(0));
     engine_.set_arbitration_burst(features_.arbitration_burst());
-    raise_temperature_event();
-}
-
-void AdminCommands::raise_temperature_event()
-{
-    constexpr std::uint32_t kTemperatureWarning = 1u << 1;
-    if (features_.temperature_warning() && (features_.async_events() & kTemperatureWarning) != 0) {
+    // NVMe 5.2: once, when the threshold is crossed, or when the event is enabled after that.
+    if (!before && temperature_event()) {
         events_.raise(kTemperatureEvent);
     }
+}
+
+bool AdminCommands::temperature_event() const noexcept
+{
+    constexpr std::uint32_t kTemperatureWarning = 1u << 1;
+    return features_.temperature_warning() && (features_.async_events() & kTemperatureWarning) != 0;
 }
 
 void AdminCommands::async_event_request(const CommandPtr &command)

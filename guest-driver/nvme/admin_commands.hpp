@@ -52,7 +52,8 @@ private:
     void set_features(const CommandPtr &command);
     void async_event_request(const CommandPtr &command);
     void doorbell_buffer_config(const CommandPtr &command);
-    void raise_temperature_event();
+    /// There is a reason for a temperature event, and the host wants to hear of it.
+    [[nodiscard]] bool temperature_event() const noexcept;
 
     AdminContext &context_;
     const ControllerIdentity &identity_;

@@ -315,6 +315,24 @@ TEST_F(AdminCommands, TemperatureBelowThresholdRaisesAnEvent)
     EXPECT_EQ(field<std::uint8_t>(host.log_page(2, 512), 0), 2u) << "Critical Warning";
 }
 
+TEST_F(AdminCommands, TemperatureEventComesOnceForACrossing)
+{
+    ASSERT_EQ(status(admin(AdminOpcode::set_features, 0x04, kTemperature - 10)), Status::success);
+    host.submit(0, admin(AdminOpcode::async_event_request));
+    host.submit(0, admin(AdminOpcode::async_event_request));
+    host.submit(0, admin(AdminOpcode::set_features, 0x0b, 0x2));
+    host.ring_sq(0);
+    host.run();
+    EXPECT_EQ(host.drain(0).size(), 2u) << "enabled after the crossing";
+    host.log_page(2, 512);
+    EXPECT_EQ(status(admin(AdminOpcode::set_features, 0x01, 4)), Status::success) << "no event with it";
+    ASSERT_EQ(status(admin(AdminOpcode::set_features, 0x04, kTemperature + 10)), Status::success);
+    host.submit(0, admin(AdminOpcode::set_features, 0x04, kTemperature - 10));
+    host.ring_sq(0);
+    host.run();
+    EXPECT_EQ(host.drain(0).size(), 2u) << "crossed again";
+}
+
 TEST(AdminCommandsByMessages, EveryDataStructureArrives)
 {
     Host host;
