@@ -226,6 +226,13 @@ void Controller::function_reset(std::function<void()> done)
     reconcile();
 }
 
+void Controller::bus_master_changed()
+{
+    if (bus_master()) {
+        engine_.resume();
+    }
+}
+
 void Controller::finish_function_reset()
 {
     transition_ = true;

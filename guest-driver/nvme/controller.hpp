@@ -32,6 +32,7 @@ protected:
     void bar_read(unsigned bar, std::uint64_t offset, std::span<std::byte> out) override;
     void bar_write(unsigned bar, std::uint64_t offset, std::span<const std::byte> data) override;
     void function_reset(std::function<void()> done) override;
+    void bus_master_changed() override;
 
 private:
     // ---- registers ----

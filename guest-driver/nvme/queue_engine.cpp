@@ -189,7 +189,7 @@ bool QueueEngine::cq_doorbell(CompletionQueue &cq, std::uint32_t head)
     return true;
 }
 
-/// There may be room for completions that found the queue full.
+/// What kept completions from being posted may be over: no room, or no DMA.
 void QueueEngine::retry_waiting(CompletionQueue &cq)
 {
     if (!cq.waiting.empty() && !cq.dirty) {
@@ -324,6 +324,14 @@ void QueueEngine::kick()
     if (!in_round_ && running_) {
         round([this] { process(); });
     }
+}
+
+void QueueEngine::resume()
+{
+    for (const auto &[id, cq] : cqs_) {
+        retry_waiting(*cq);
+    }
+    kick();
 }
 
 void QueueEngine::process()

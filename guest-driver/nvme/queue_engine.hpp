@@ -75,6 +75,8 @@ public:
     bool refresh_head(CompletionQueue &cq);
     /// Processes what there is; the rest of a long backlog in a posted task.
     void kick();
+    /// DMA is allowed again: takes up the commands and completions that waited for it.
+    void resume();
     /// Ends a command. Later calls for the same command have no effect.
     void complete(const CommandPtr &command, Status status, std::uint32_t dw0 = 0);
     /// Commands that one turn of a queue may take (NVMe 4.13, Arbitration Burst).

@@ -291,6 +291,7 @@ void PciDevice::config_write(std::size_t offset, std::span<const std::byte> data
     constexpr std::size_t flr_byte = kPcieCap + PCI_EXP_DEVCTL + 1;
     constexpr auto flr_bit = static_cast<std::byte>(PCI_EXP_DEVCTL_BCR_FLR >> 8);
     const auto power_before = config_.get(kPmCap + PCI_PM_CTRL, 2);
+    const bool bus_master_before = bus_master();
     config_.write(offset, data);
 
     // PM 1.2 3.2.4: a write of a state that is not supported (D1, D2) is discarded.
@@ -303,6 +304,9 @@ void PciDevice::config_write(std::size_t offset, std::span<const std::byte> data
         return;
     }
     intx_evaluate();
+    if (bus_master() != bus_master_before) {
+        bus_master_changed();
+    }
 }
 
 // A pending bit is a doorbell write that is latched because the vector has no target.

@@ -44,6 +44,7 @@ public:
     using PciDevice::PciDevice;
 
     std::vector<Access> reads, writes;
+    std::vector<bool> bus_master_changes;
     int resets = 0;
     bool reset_later = false;
     std::function<void()> finish_reset;
@@ -67,6 +68,7 @@ protected:
             done();
         }
     }
+    void bus_master_changed() override { bus_master_changes.push_back(bus_master()); }
 };
 
 struct PciDeviceTest : testing::Test {
@@ -221,6 +223,17 @@ TEST_F(PciDeviceTest, BusMasterFollowsCommand)
     EXPECT_EQ(config(PCI_COMMAND, 2), 0x0546u) << "I/O space and reserved bits stay 0";
     config_write(PCI_COMMAND, 0, 1);
     EXPECT_FALSE(device->bus_master());
+}
+
+TEST_F(PciDeviceTest, ModelHearsOfChangesOfBusMaster)
+{
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER | PCI_COMMAND_MEMORY, 2);
+    config_write(PCI_COMMAND, PCI_COMMAND_MEMORY, 4);
+    EXPECT_THAT(device->bus_master_changes, ElementsAre(true, false));
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    device->reset([] {});
+    EXPECT_THAT(device->bus_master_changes, ElementsAre(true, false, true)) << "a reset says enough";
 }
 
 TEST_F(PciDeviceTest, BarAccessesReachTheModel)

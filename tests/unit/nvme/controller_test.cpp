@@ -157,9 +157,27 @@ TEST(ControllerEnable, NothingIsFetchedWithoutBusMaster)
     host.run();
     EXPECT_FALSE(host.poll(0));
     host.set_bus_master(true);
-    host.ring_sq(0);
     host.run();
-    EXPECT_EQ(host.drain(0).size(), 1u);
+    EXPECT_EQ(host.drain(0).size(), 1u) << "the doorbell rang before";
+}
+
+TEST(ControllerEnable, CompletionsWaitForBusMaster)
+{
+    TemporaryFile file(1 << 20);
+    Host host(Host::file_options(file));
+    host.start();
+    host.workers.deferred = true;
+    const auto id = host.submit(1, io(IoOpcode::flush));
+    host.ring_sq(1);
+    host.set_bus_master(false);
+    host.run_deferred();
+    EXPECT_FALSE(host.poll(1));
+    EXPECT_EQ(host.irqs.msix(1), 0u);
+    host.set_bus_master(true);
+    const auto completions = host.drain(1);
+    ASSERT_EQ(completions.size(), 1u);
+    EXPECT_EQ(completions[0].command_id, id);
+    EXPECT_EQ(host.irqs.msix(1), 1u);
 }
 
 TEST(ControllerEnable, QueueMemoryThatIsGoneIsFatal)

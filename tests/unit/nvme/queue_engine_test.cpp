@@ -154,9 +154,8 @@ TEST(QueueEngine, BusyQueueDoesNotStarveAnother)
     const auto lone = host.submit(2, io(static_cast<IoOpcode>(0x7f)));
     host.ring_sq(1);
     host.ring_sq(2);
-    host.set_bus_master(true);
     host.workers.deferred = true;
-    host.ring_sq(1);
+    host.set_bus_master(true);
     EXPECT_LE(host.workers.jobs.size(), 64u);
     const auto completions = host.drain(2);
     ASSERT_EQ(completions.size(), 1u) << "its turn came in the first round";

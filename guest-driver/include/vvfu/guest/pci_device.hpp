@@ -45,8 +45,10 @@ struct PciFunction {
 
 /// PCI Express endpoint with a 4 KiB configuration space (PM, PCIe with FLR and MSI-X capabilities).
 ///
-/// The MSI-X table is normally kept by the driver VMM and never reaches the device; the table here is plain storage
-/// for clients that do forward it. The PBA reads as the pending state of the doorbells.
+/// The MSI-X table is kept by the driver VMM and never reaches the device; the table here is plain storage for clients
+/// that do forward it. Its mask bits, and Function Mask, have no effect: QEMU and Cloud Hypervisor obey those of their
+/// own table, and a vector that is masked by SET_IRQS has no doorbell target. The PBA reads as the pending state of the
+/// doorbells.
 class PciDevice : public DeviceModel {
 public:
     /// Throws std::invalid_argument when `function` is not realisable (that is a bug in the model).
@@ -70,6 +72,8 @@ protected:
     /// Stops everything, forgets everything but stored data, then calls `done` (see DeviceModel::reset). Also used for
     /// FLR and at the end of a session.
     virtual void function_reset(std::function<void()> done) = 0;
+    /// The host has set or cleared Bus Master Enable. Not called by a reset, which clears it.
+    virtual void bus_master_changed() {}
 
     // ---- for models to use ----
 
