@@ -74,8 +74,9 @@ void Registers::write(std::uint64_t offset, std::uint32_t value)
 bool Registers::can_enable() const noexcept
 {
     const auto command_set = cc_ >> 4 & 7, arbitration = cc_ >> 11 & 7;
+    const auto offset_in_page = (asq_ | acq_) & ((std::uint64_t{1} << page_shift()) - 1);
     return command_set == 0 && arbitration == 0 && page_shift() <= kMaxPageShift && asq_entries() >= 2 &&
-           acq_entries() >= 2;
+           acq_entries() >= 2 && offset_in_page == 0;
 }
 
 void Registers::controller_reset() noexcept

@@ -32,7 +32,8 @@ public:
     [[nodiscard]] std::uint32_t shutdown_notification() const noexcept { return cc_ >> 14 & 3; }
     /// IOSQES and IOCQES name the entry sizes that this controller has.
     [[nodiscard]] bool entry_sizes_set() const noexcept { return (cc_ >> 16 & 0xff) == 0x46; }
-    /// The settings allow CC.EN: command set, arbitration and page size that exist, admin queues of a legal size.
+    /// The settings allow CC.EN: command set, arbitration and page size that exist, admin queues of a legal size that
+    /// start with a page.
     [[nodiscard]] bool can_enable() const noexcept;
 
     // ---- admin queues (NVMe 3.1.8 to 3.1.10) ----

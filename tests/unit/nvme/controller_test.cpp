@@ -109,6 +109,20 @@ TEST(ControllerEnable, AdminQueueOfOneEntryIsFatal)
     EXPECT_TRUE(host.fatal());
 }
 
+TEST(ControllerEnable, AdminQueueInsideAPageIsFatal)
+{
+    for (const auto queue : {reg::kAsq, reg::kAcq}) {
+        Host host;
+        host.write_bar(reg::kAqa, 0x001f'001f);
+        host.write_bar(queue, Host::kWindow + 4096, 8);
+        host.write_bar(reg::kCc, Host::kCcEnable | 1u << 7);  // pages of 8 KiB
+        EXPECT_TRUE(host.fatal());
+        host.write_bar(reg::kCc, 0);
+        host.write_bar(reg::kCc, Host::kCcEnable);
+        EXPECT_TRUE(host.ready());
+    }
+}
+
 TEST(ControllerEnable, IoQueuesNeedTheEntrySizes)
 {
     Host host;
