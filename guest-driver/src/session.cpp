@@ -108,7 +108,6 @@ Result<void> Session::Impl::bring_up()
 {
     ++generation_;
     broken_ = false;
-    triggers_in_flight_ = 0;
     transport_.reset();
     //= VVFU-FEAT-2
     //# The driver MUST NOT set DRIVER_OK unless VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM are negotiated.
@@ -266,6 +265,7 @@ void Session::Impl::recover(const std::string &reason)
     unwatch();
     transport_.reset();
     control_->abort();
+    triggers_in_flight_ = 0;
     leave_session();
     if (state_ == State::stopping) {
         quiesce([this] { shut_down(); });
@@ -320,6 +320,9 @@ void Session::Impl::quiesce(std::function<void()> then)
         // What waited for that reset before is void by now. A reset that the peer asked for leaves the session in
         // place, so there may be more to do after it.
         reset_then_ = [this, then = std::move(then)] { quiesce(then); };
+        if (reset_waits_for_triggers_) {
+            reset_done();  // the answers may not come any more
+        }
         return;
     }
     if (!peer_up_) {
@@ -413,7 +416,7 @@ void Session::Impl::trigger(std::uint32_t index, std::uint32_t vector)
 /// As many as may be in flight; their answers bring the others.
 void Session::Impl::send_triggers()
 {
-    if (state_ != State::registered || !peer_up_ || broken_) {
+    if (state_ != State::registered || !peer_up_ || resetting_ || broken_) {
         forget_triggers();
         return;
     }
@@ -423,7 +426,11 @@ void Session::Impl::send_triggers()
         ++triggers_in_flight_;
         control_->request(Type::irq_trigger, epoch_, payload, [this](const ControlClient::Reply &) {
             --triggers_in_flight_;
-            send_triggers();
+            if (reset_waits_for_triggers_) {
+                reset_done();
+            } else {
+                send_triggers();
+            }
         });
     }
 }

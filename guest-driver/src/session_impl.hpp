@@ -143,6 +143,7 @@ private:
 
     std::uint32_t epoch_ = 0;
     bool resetting_ = false;
+    bool reset_waits_for_triggers_ = false;  // the model is done
     std::function<void()> reset_then_;
     bool receive_scheduled_ = false;
     bool notifications_off_ = false;  // of the request queue

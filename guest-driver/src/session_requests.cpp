@@ -451,10 +451,17 @@ void Session::Impl::run_reset(const std::function<void(std::function<void()>)> &
 
 void Session::Impl::reset_done()
 {
-    if (!std::exchange(resetting_, false)) {
+    if (!resetting_) {
         return;  // a model that reports twice
     }
     forget_triggers();
+    //= VVFU-RESET-1
+    // A trigger that is not answered may still become an interrupt.
+    reset_waits_for_triggers_ = triggers_in_flight_ > 0;
+    if (reset_waits_for_triggers_) {
+        return;
+    }
+    resetting_ = false;
     std::exchange(reset_then_, nullptr)();
     if (!backlog_.empty() && !broken_) {
         schedule_receive();

@@ -816,6 +816,23 @@ TEST_F(SessionTest, NoTriggerOfTheTimeBeforeAResetIsSentAfterIt)
     EXPECT_TRUE(transport.take(kControlQueue));
 }
 
+//= VVFU-RESET-1
+//= type=test
+TEST_F(SessionTest, AResetIsNotAnsweredBeforeTheTriggersThatWereSent)
+{
+    start_connected();
+    session->trigger(control::kIrqErr, 0);
+    run();
+    const auto trigger = transport.take(kControlQueue);
+    ASSERT_TRUE(trigger);
+    send(Type::device_reset, {});
+    run();
+    EXPECT_FALSE(transport.take(kReplyQueue));
+    transport.complete(*trigger, Status::ok);
+    run();
+    EXPECT_TRUE(transport.take(kReplyQueue));
+}
+
 // ---- efficiency ----
 
 TEST_F(SessionTest, RepliesNeedNoInterruptAndRequestsAskForNoneWhileTheyAreTaken)
@@ -1019,6 +1036,17 @@ TEST_F(BrokenDeviceTest, AModelThatIsResettingIsNotResetAgain)
     model.hold_resets = false;
     model.held();
     ASSERT_TRUE(run_until([&] { return transport.driver_is_ok; }));
+}
+
+TEST_F(BrokenDeviceTest, AResetThatWaitsForATriggerEndsWithTheDevice)
+{
+    expect_recovery([&] {
+        session->trigger(control::kIrqErr, 0);
+        run();
+        send(Type::device_reset, {});
+        run();
+        transport.set_broken();
+    });
 }
 
 TEST_F(BrokenDeviceTest, ADeviceThatBreaksDuringAResetTakesTheNextSession)
