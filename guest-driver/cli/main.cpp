@@ -181,6 +181,9 @@ int main(int argc, char **argv)
     cli::DeviceModels models{app};
     auto *list_command = app.add_subcommand("list", "Show the virtio-vfio-user functions of this machine");
     list_command->fallthrough();
+    for (const auto *option : {"--device", "--uuid", "--poll"}) {
+        list_command->excludes(app.get_option(option));  // it shows all functions, and drives none
+    }
     app.require_subcommand(1);
 
     if (const auto exit_code = cli::parse_command_line(app, kProgram, log, argc, argv)) {

@@ -34,7 +34,8 @@ TEST(GuestProgram, UsageErrorsExitWithTwo)
 {
     for (const char *arguments :
          {"", "testdev", "--device=00:04.0", "--device=00:04.0 --uuid=1 testdev", "--uuid=nonsense testdev",
-          "--device=zebra testdev", "--device=00:04.0 --poll=x testdev"}) {
+          "--device=zebra testdev", "--device=00:04.0 --poll=x testdev", "list --device=00:04.0", "--poll=5 list",
+          "--uuid=12345678-9abc-def0-1234-56789abcdef0 list"}) {
         const auto outcome = run(arguments);
         EXPECT_EQ(outcome.code, 2) << arguments;
         EXPECT_THAT(outcome.text, StartsWith("vvfu-guest: "));
