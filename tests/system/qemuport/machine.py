@@ -10,7 +10,7 @@ from vmlab import host
 from vmlab.qmp import Qmp
 
 SECONDS = 20
-COMMON = ["-nodefaults", "-no-user-config", "-display", "none", "-L", "/usr/share/seabios", "-L", "/usr/share/qemu"]
+COMMON = ["-nodefaults", "-no-user-config", "-display", "none"]
 
 
 def device_option(**properties):

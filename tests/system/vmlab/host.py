@@ -134,8 +134,8 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def start_process(command, log, pass_fds=(), outlive=False):
-    """Starts a program of the lab.
+def start_process(command, log, pass_fds=(), outlive=False, directory=None):
+    """Starts a program of the lab, in `directory`.
 
     In its own session: Ctrl-C at the terminal is for the test, which then ends its processes in order. If the test itself
     is killed, so are they, unless they are to outlive it.
@@ -145,7 +145,7 @@ def start_process(command, log, pass_fds=(), outlive=False):
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=pass_fds,
-                            start_new_session=True, preexec_fn=before_exec)
+                            start_new_session=True, preexec_fn=before_exec, cwd=directory)
 
 
 def accelerator():

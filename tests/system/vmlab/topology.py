@@ -120,8 +120,7 @@ class DeviceVm(Vm):
     def __init__(self, lab, name, backing, memory=384, properties=None, iommu=True, function=True, smp=1):
         machine, accelerator = _machine(lab.accelerator, iommu)
         self.socket = lab.socket
-        arguments = ["-machine", machine, *accelerator, "-m", memory, "-smp", smp,
-                     "-L", "/usr/share/seabios", "-L", "/usr/share/qemu"]
+        arguments = ["-machine", machine, *accelerator, "-m", memory, "-smp", smp]
         if iommu:
             arguments += ["-device", "intel-iommu,intremap=on"]
         if function:
