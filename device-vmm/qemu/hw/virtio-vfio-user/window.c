@@ -100,16 +100,26 @@ static void *vvfu_reserve(uint64_t size, uint64_t fd_offset)
 static int vvfu_map_host(VvfuMapping *mapping, int protection, int fd,
                          uint64_t fd_offset)
 {
-    void *host = vvfu_reserve(mapping->size, fd_offset);
+    void *made, *host;
     int error;
 
-    if (!host) {
-        return -ENOMEM;
+    /*
+     * Made elsewhere and moved to its aligned place: a MAP_FIXED that the
+     * peer's file refuses (its seals can) leaves a gap there on Linux before
+     * 6.12, which another thread may use at once.
+     */
+    made = mmap(NULL, mapping->size, protection, MAP_SHARED, fd, fd_offset);
+    if (made == MAP_FAILED) {
+        return -errno;
     }
-    if (mmap(host, mapping->size, protection, MAP_SHARED | MAP_FIXED, fd,
-             fd_offset) == MAP_FAILED) {
-        error = -errno;
-        munmap(host, mapping->size);
+    host = vvfu_reserve(mapping->size, fd_offset);
+    if (!host || mremap(made, mapping->size, mapping->size,
+                        MREMAP_MAYMOVE | MREMAP_FIXED, host) == MAP_FAILED) {
+        error = host ? -errno : -ENOMEM;
+        munmap(made, mapping->size);
+        if (host) {
+            munmap(host, mapping->size);
+        }
         return error;
     }
     /* Another VM's memory has no place in our core dumps. */
