@@ -3,21 +3,21 @@
 // vvfu-loopback: a vfio-user server for stock clients, with core, control queues and device model in one process.
 #include <spdlog/spdlog.h>
 #include <sys/epoll.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <cstdio>
 #include <iostream>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "device_models.hpp"
 #include "program.hpp"
+#include "termination.hpp"
 #include "vvfu/guest/reactor.hpp"
 #include "vvfu/guest/session.hpp"
 #include "vvfu/guest/thread_pool.hpp"
@@ -46,10 +46,17 @@ std::string check_uuid(const std::string &text)
     return guest::parse_uuid(text) ? std::string{} : "'" + text + "' is not a UUID";
 }
 
-std::string check_pages(const std::string &bytes)
+/// A check of a size in bytes. The limit is that of the QEMU port; it also refuses what was a negative number.
+CLI::Validator pages(std::uint64_t least)
 {
-    constexpr std::uint64_t kPage = 4096;
-    return std::stoull(bytes) % kPage == 0 ? std::string{} : bytes + " is not a multiple of 4096";
+    const auto check = [least](const std::string &bytes) {
+        constexpr std::uint64_t kPage = 4096, kMost = std::uint64_t{1} << 60;
+        const auto size = std::stoull(bytes);
+        return size % kPage == 0 && size >= least && size <= kMost
+                   ? std::string{}
+                   : bytes + " is not a multiple of 4096 between " + std::to_string(least) + " and 2^60";
+    };
+    return {check, ""};
 }
 
 void add_options(CLI::App &app, Options &options)
@@ -61,7 +68,7 @@ void add_options(CLI::App &app, Options &options)
     where->add_option("--socket-path", options.socket_path, "UNIX socket to create")->type_name("PATH");
     where->add_option("--fd", options.fd, "Listening UNIX socket that was passed to this process")
         ->type_name("FD")
-        ->check(CLI::NonNegativeNumber);
+        ->check(CLI::Range(0, std::numeric_limits<int>::max()));
     where->require_option(1);
     app.add_option("--uuid", options.uuid, "Identity of the virtio-vfio-user device")
         ->type_name("UUID")
@@ -69,12 +76,12 @@ void add_options(CLI::App &app, Options &options)
     app.add_option("--window-size", options.window_size, "Peer memory that can be mapped at a time (default: 256G)")
         ->type_name("SIZE")
         ->transform(size)
-        ->check(check_pages);
+        ->check(pages(4096));
     app.add_option("--region-memory-size", options.region_memory_size,
                    "Memory for device areas that the peer may map (default: what the model needs)")
         ->type_name("SIZE")
         ->transform(size)
-        ->check(check_pages);
+        ->check(pages(0));
     app.add_option("--doorbells", options.doorbells, "Interrupt vectors that the device can have (default: 64)")
         ->type_name("N")
         ->check(CLI::Range(1u, kMaxDoorbells));
@@ -92,6 +99,9 @@ void add_options(CLI::App &app, Options &options)
         ->check(CLI::Range(0, 1000000));
     app.add_flag("--trust-peer-memory", options.trust_peer_memory,
                  "Map memory files that the peer could truncate (a truncated file kills this process)");
+    app.footer(
+        "Exit status: 0 ended by SIGTERM, SIGINT or SIGHUP; 1 failure; 2 bad command line.\n"
+        "Example: vvfu-loopback --socket-path=/run/nvme.sock nvme --backing=disk.img");
 }
 
 core::CoreConfig core_config(const Options &options, std::uint64_t model_region_memory)
@@ -109,31 +119,19 @@ core::CoreConfig core_config(const Options &options, std::uint64_t model_region_
 
 int fail(const std::string &message)
 {
-    std::cerr << kProgram << ": " << message << '\n';
+    spdlog::error("{}", message);
     return cli::kExitRuntime;
 }
 
-/// SIGINT and SIGTERM as a file descriptor, for this thread and those that it starts.
-Fd termination_signals()
-{
-    sigset_t signals;
-    ::sigemptyset(&signals);
-    ::sigaddset(&signals, SIGINT);
-    ::sigaddset(&signals, SIGTERM);
-    ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-    ::signal(SIGPIPE, SIG_IGN);
-    return Fd{::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK)};
-}
-
-int serve(guest::Reactor &reactor, guest::Session &session, guest::DeviceModel &model, const Options &options)
+int serve(guest::Reactor &reactor, guest::Session &session, guest::DeviceModel &model, const Options &options,
+          int signals)
 {
     int status = cli::kExitOk;
-    const auto signals = termination_signals();
     const auto stop = [&] {
-        reactor.unwatch(signals.get());
+        reactor.unwatch(signals);
         session.stop([&reactor] { reactor.stop(); });
     };
-    if (auto watched = reactor.watch(signals.get(), EPOLLIN, [&](std::uint32_t) { stop(); }); !watched) {
+    if (auto watched = reactor.watch(signals, EPOLLIN, [&](std::uint32_t) { stop(); }); !watched) {
         return fail(watched.error().message);
     }
     const auto failed = [&](const guest::Error &error) {
@@ -157,7 +155,7 @@ int serve(guest::Reactor &reactor, guest::Session &session, guest::DeviceModel &
 
 int run(const Options &options, const cli::DeviceModels &models)
 {
-    termination_signals();  // blocked before the first thread starts
+    const Fd signals = cli::termination_signals();
     auto reactor = guest::Reactor::create();
     if (!reactor) {
         return fail(reactor.error().message);
@@ -174,7 +172,7 @@ int run(const Options &options, const cli::DeviceModels &models)
     if (!model) {
         return fail(model.error().message);
     }
-    return serve(**reactor, session, **model, options);
+    return serve(**reactor, session, **model, options, signals.get());
 }
 
 int main_checked(int argc, char **argv)

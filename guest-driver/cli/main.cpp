@@ -2,7 +2,6 @@
 //
 // vvfu-guest: implements a PCI device of another VM on a virtio-vfio-user function of this one.
 #include <fmt/format.h>
-#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/signalfd.h>
 
@@ -15,6 +14,7 @@
 
 #include "device_models.hpp"
 #include "program.hpp"
+#include "termination.hpp"
 #include "vvfu/base/fd.hpp"
 #include "vvfu/guest/reactor.hpp"
 #include "vvfu/guest/session.hpp"
@@ -31,17 +31,6 @@ struct Arguments {
     std::string device, uuid;
     std::uint32_t poll_us = 0;
 };
-
-/// SIGTERM and SIGINT as an fd. Before threads are started, so that all of them inherit the mask.
-Fd signal_fd()
-{
-    sigset_t signals;
-    sigemptyset(&signals);
-    sigaddset(&signals, SIGTERM);
-    sigaddset(&signals, SIGINT);
-    pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-    return Fd{::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK)};
-}
 
 int fail(const std::string &message)
 {
@@ -125,7 +114,7 @@ private:
 
 int serve(const Arguments &arguments, const cli::DeviceModels &models)
 {
-    const Fd signals = signal_fd();
+    const Fd signals = cli::termination_signals();
     auto transport = open_transport(arguments);
     if (!transport) {
         return fail(transport.error().message);
@@ -165,7 +154,7 @@ void describe_arguments(CLI::App &app, Arguments &arguments)
         ->check(CLI::Range(0u, 1000000u))
         ->capture_default_str();
     app.footer(
-        "Exit status: 0 ended by SIGTERM or SIGINT, 1 failure, 2 bad command line.\n"
+        "Exit status: 0 listed, or ended by SIGTERM, SIGINT or SIGHUP; 1 failure; 2 bad command line.\n"
         "Example: vvfu-guest --device=0000:00:04.0 nvme --backing=/dev/vdb");
 }
 

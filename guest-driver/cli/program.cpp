@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <iostream>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -103,9 +104,18 @@ std::optional<int> parse_command_line(CLI::App &app, const ProgramInfo &info, gu
     const auto is_capabilities = [](const char *argument) {
         return std::string_view{argument} == "--print-capabilities";
     };
-    if (std::any_of(argv + 1, argv + std::max(argc, 1), is_capabilities)) {
+    const std::span arguments{argv + 1, argv + std::max(argc, 1)};
+    if (std::any_of(arguments.begin(), arguments.end(), is_capabilities)) {
         std::cout << capabilities_json(info) << std::flush;
         return kExitOk;
+    }
+    // CLI11 would take the next argument for the value.
+    const auto is_empty = [](std::string_view argument) {
+        return argument.starts_with("--") && argument.find('=') == argument.size() - 1;
+    };
+    if (const auto empty = std::find_if(arguments.begin(), arguments.end(), is_empty); empty != arguments.end()) {
+        std::cerr << info.name << ": " << *empty << " has no value (see " << info.name << " --help)\n";
+        return kExitUsage;
     }
     try {
         app.parse(argc, argv);

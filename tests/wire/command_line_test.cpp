@@ -94,12 +94,26 @@ TEST_F(CommandLine, BadArgumentsExitWithTwo)
     expect_one_line(run({socket_option(), "nvme"}), 2, "--backing");
     expect_one_line(run({socket_option(), "--log-level=loud", "testdev"}), 2, "--log-level");
     expect_one_line(run({socket_option(), "--unmap-timeout=0", "testdev"}), 2, "--unmap-timeout");
-    expect_one_line(run({socket_option(), "--window-size=12345", "testdev"}), 2, "window");
+    for (const auto *size : {"12345", "0", "-4096", "2E"}) {
+        expect_one_line(run({socket_option(), std::string("--window-size=") + size, "testdev"}), 2, "--window-size");
+    }
+    expect_one_line(run({"--fd=-1", "testdev"}), 2, "--fd");
+    EXPECT_FALSE(socket_exists());
+}
+
+TEST_F(CommandLine, OptionWithoutValueDoesNotTakeTheNextArgument)
+{
+    std::ofstream(directory.path("disk.img")) << std::string(4096, 'x');
+    expect_one_line(
+        run({socket_option(), "nvme", "--backing=" + directory.path("disk.img"), "--serial=", "--read-only"}), 2,
+        "--serial= has no value");
+    expect_one_line(run({"--socket-path=", "testdev"}), 2, "--socket-path= has no value");
     EXPECT_FALSE(socket_exists());
 }
 
 TEST_F(CommandLine, BadFdIsOneLine)
 {
+    expect_one_line(run({"--fd=2", "testdev"}), 1, "fd 2 is not a listening UNIX stream socket");
     expect_one_line(run({"--fd=987", "testdev"}), 1, "987");
     // An fd that is no listening socket.
     EventFd event;
@@ -120,9 +134,9 @@ TEST_F(CommandLine, DirectoryThatDoesNotExistIsOneLine)
     expect_one_line(run({"--socket-path=" + directory.path("no/such/vfu.sock"), "testdev"}), 1, "no/such/");
 }
 
-TEST_F(CommandLine, TermAndIntExitWithZeroAndUnlinkTheSocket)
+TEST_F(CommandLine, TermIntAndHupExitWithZeroAndUnlinkTheSocket)
 {
-    for (const int number : {SIGTERM, SIGINT}) {
+    for (const int number : {SIGTERM, SIGINT, SIGHUP}) {
         Process process({loopback_program(), socket_option(), "testdev"});
         auto client = VfioUserClient::connect(socket);
         client.version();

@@ -29,22 +29,24 @@ Fd stream_socket()
     return Fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
 }
 
-enum class Occupant { none, stale_socket, live_server, other_file };
+enum class Occupant { none, stale_socket, live_server, other_file, unknown };
 
+/// What is at `path`; unknown: errno tells why.
 Occupant look_at(const std::string &path)
 {
     struct stat status {};
     if (::lstat(path.c_str(), &status) != 0) {
-        return Occupant::none;
+        return errno == ENOENT ? Occupant::none : Occupant::unknown;
     }
     if (!S_ISSOCK(status.st_mode)) {
         return Occupant::other_file;
     }
     const Fd probe = stream_socket();
     const auto address = address_of(path);
-    const bool refused = ::connect(probe.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) != 0 &&
-                         errno == ECONNREFUSED;
-    return refused ? Occupant::stale_socket : Occupant::live_server;
+    if (::connect(probe.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) == 0 || errno == EAGAIN) {
+        return Occupant::live_server;  // EAGAIN: its backlog is full
+    }
+    return errno == ECONNREFUSED ? Occupant::stale_socket : Occupant::unknown;
 }
 
 int socket_option(int fd, int option)
@@ -71,6 +73,7 @@ guest::Result<Listener> Listener::at_path(std::string path)
             return guest::failure("another server listens on " + path + " (choose another --socket-path or stop it)");
         case Occupant::other_file:
             return guest::failure(path + " exists and is not a socket (choose another --socket-path)");
+        case Occupant::unknown: return guest::failure("cannot use the socket " + path + ": " + std::strerror(errno));
         case Occupant::none:
         case Occupant::stale_socket: break;
     }
@@ -88,7 +91,8 @@ guest::Result<Listener> Listener::from_fd(Fd fd)
 {
     if (socket_option(fd.get(), SO_DOMAIN) != AF_UNIX || socket_option(fd.get(), SO_TYPE) != SOCK_STREAM ||
         socket_option(fd.get(), SO_ACCEPTCONN) != 1) {
-        return guest::failure("fd " + std::to_string(fd.get()) + " is not a listening UNIX stream socket");
+        // It stays open: a wrong number may be that of stderr.
+        return guest::failure("fd " + std::to_string(fd.release()) + " is not a listening UNIX stream socket");
     }
     ::fcntl(fd.get(), F_SETFD, FD_CLOEXEC);
     ::fcntl(fd.get(), F_SETFL, ::fcntl(fd.get(), F_GETFL) | O_NONBLOCK);

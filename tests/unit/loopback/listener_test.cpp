@@ -69,6 +69,20 @@ TEST_F(ListenerTest, TheSocketExistsWhileItIsOpenOnly)
     EXPECT_TRUE(connects());
 }
 
+TEST_F(ListenerTest, WhatCannotBeLookedAtIsToldWithItsReason)
+{
+    const auto listener = Listener::at_path("/dev/null/sock");
+    ASSERT_FALSE(listener);
+    EXPECT_EQ(listener.error().message, "cannot use the socket /dev/null/sock: Not a directory");
+}
+
+TEST_F(ListenerTest, AnFdThatIsRefusedStaysOpen)
+{
+    const int fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+    EXPECT_FALSE(Listener::from_fd(Fd{fd}));
+    EXPECT_EQ(::close(fd), 0);
+}
+
 TEST_F(ListenerTest, ReplacesAStaleSocket)
 {
     leave_stale_socket();
