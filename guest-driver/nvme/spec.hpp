@@ -78,13 +78,11 @@ enum class Status : std::uint16_t {
     completion_queue_invalid = 0x100,
     invalid_queue_identifier = 0x101,
     invalid_queue_size = 0x102,
-    abort_limit_exceeded = 0x103,
     async_event_limit_exceeded = 0x105,
     invalid_interrupt_vector = 0x108,
     invalid_log_page = 0x109,
     invalid_queue_deletion = 0x10c,
     feature_not_saveable = 0x10d,
-    feature_not_changeable = 0x10e,
     feature_not_namespace_specific = 0x10f,
 
     write_fault = 0x280,

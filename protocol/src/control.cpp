@@ -197,21 +197,21 @@ RegionAccessWire wire(const RegionAccess &access)
 std::string_view name(Type type) noexcept
 {
     switch (type) {
-    case Type::device_info: return "DEVICE_INFO";
-    case Type::peer: return "PEER";
-    case Type::feature_bits: return "FEATURE_BITS";
-    case Type::memory_info: return "MEMORY_INFO";
-    case Type::region_read: return "REGION_READ";
-    case Type::region_write: return "REGION_WRITE";
-    case Type::region_write_multi: return "REGION_WRITE_MULTI";
-    case Type::irq_info: return "IRQ_INFO";
-    case Type::device_reset: return "DEVICE_RESET";
-    case Type::device_feature: return "DEVICE_FEATURE";
-    case Type::migration_data: return "MIGRATION_DATA";
-    case Type::dma_read: return "DMA_READ";
-    case Type::dma_write: return "DMA_WRITE";
-    case Type::irq_trigger: return "IRQ_TRIGGER";
-    case Type::peer_close: return "PEER_CLOSE";
+        case Type::device_info: return "DEVICE_INFO";
+        case Type::peer: return "PEER";
+        case Type::feature_bits: return "FEATURE_BITS";
+        case Type::memory_info: return "MEMORY_INFO";
+        case Type::region_read: return "REGION_READ";
+        case Type::region_write: return "REGION_WRITE";
+        case Type::region_write_multi: return "REGION_WRITE_MULTI";
+        case Type::irq_info: return "IRQ_INFO";
+        case Type::device_reset: return "DEVICE_RESET";
+        case Type::device_feature: return "DEVICE_FEATURE";
+        case Type::migration_data: return "MIGRATION_DATA";
+        case Type::dma_read: return "DMA_READ";
+        case Type::dma_write: return "DMA_WRITE";
+        case Type::irq_trigger: return "IRQ_TRIGGER";
+        case Type::peer_close: return "PEER_CLOSE";
     }
     return "UNKNOWN";
 }
@@ -219,18 +219,18 @@ std::string_view name(Type type) noexcept
 std::string_view name(Status status) noexcept
 {
     switch (status) {
-    case Status::ok: return "OK";
-    case Status::stale: return "STALE";
-    case Status::invalid: return "INVALID";
-    case Status::unsupported: return "UNSUPPORTED";
-    case Status::busy: return "BUSY";
-    case Status::not_found: return "NOT_FOUND";
-    case Status::fault: return "FAULT";
-    case Status::permission: return "PERMISSION";
-    case Status::timeout: return "TIMEOUT";
-    case Status::no_space: return "NO_SPACE";
-    case Status::io: return "IO";
-    case Status::not_connected: return "NOT_CONNECTED";
+        case Status::ok: return "OK";
+        case Status::stale: return "STALE";
+        case Status::invalid: return "INVALID";
+        case Status::unsupported: return "UNSUPPORTED";
+        case Status::busy: return "BUSY";
+        case Status::not_found: return "NOT_FOUND";
+        case Status::fault: return "FAULT";
+        case Status::permission: return "PERMISSION";
+        case Status::timeout: return "TIMEOUT";
+        case Status::no_space: return "NO_SPACE";
+        case Status::io: return "IO";
+        case Status::not_connected: return "NOT_CONNECTED";
     }
     return "UNKNOWN";
 }
@@ -238,12 +238,12 @@ std::string_view name(Status status) noexcept
 std::string_view name(DownReason reason) noexcept
 {
     switch (reason) {
-    case DownReason::none: return "none";
-    case DownReason::peer_closed: return "peer closed the connection";
-    case DownReason::protocol_error: return "protocol error";
-    case DownReason::guest_closed: return "closed by the device guest";
-    case DownReason::device_deleted: return "device withdrawn";
-    case DownReason::host_error: return "host error";
+        case DownReason::none: return "none";
+        case DownReason::peer_closed: return "peer closed the connection";
+        case DownReason::protocol_error: return "protocol error";
+        case DownReason::guest_closed: return "closed by the device guest";
+        case DownReason::device_deleted: return "device withdrawn";
+        case DownReason::host_error: return "host error";
     }
     return "unknown";
 }
@@ -251,10 +251,10 @@ std::string_view name(DownReason reason) noexcept
 std::string_view describe(DecodeError error) noexcept
 {
     switch (error) {
-    case DecodeError::too_short: return "message too short";
-    case DecodeError::length_mismatch: return "length field and message size differ";
-    case DecodeError::bad_value: return "undefined value in a field";
-    case DecodeError::bad_count: return "count disagrees with message size";
+        case DecodeError::too_short: return "message too short";
+        case DecodeError::length_mismatch: return "length field and message size differ";
+        case DecodeError::bad_value: return "undefined value in a field";
+        case DecodeError::bad_count: return "count disagrees with message size";
     }
     return "unknown";
 }
@@ -273,9 +273,8 @@ Decoded<Header> decode_header(Bytes message)
     if ((flags & ~unsigned{kFlagReply | kFlagPosted}) != 0 || wire.reserved.value() != 0) {
         return fail<Header>(DecodeError::bad_value);
     }
-    return Header{Type{wire.type.value()}, flags,
-                  wire.length.value(),     wire.request_id.value(),
-                  wire.epoch.value(),      Status{wire.status.value()}};
+    return Header{Type{wire.type.value()},    flags, wire.length.value(), wire.request_id.value(), wire.epoch.value(),
+                  Status{wire.status.value()}};
 }
 
 void begin(Buffer &out, const Header &header)
@@ -368,8 +367,7 @@ Decoded<DeviceInfo> decode_device_info(Bytes payload)
         if (!cursor.read(r)) {
             return fail<DeviceInfo>(DecodeError::bad_count);
         }
-        info.regions.push_back(
-            {r.index.value(), r.flags.value(), r.size.value(), r.region_memory_offset.value(), {}});
+        info.regions.push_back({r.index.value(), r.flags.value(), r.size.value(), r.region_memory_offset.value(), {}});
         area_counts.push_back(r.area_count.value());
         areas += r.area_count.value();
     }
@@ -465,8 +463,7 @@ Decoded<MemoryInfo> decode_memory_info(Bytes payload)
     if (op != static_cast<std::uint32_t>(MemoryOp::add) && op != static_cast<std::uint32_t>(MemoryOp::del)) {
         return fail<MemoryInfo>(DecodeError::bad_value);
     }
-    return MemoryInfo{MemoryOp{op}, w->flags.value(), w->address.value(), w->size.value(),
-                      w->window_offset.value()};
+    return MemoryInfo{MemoryOp{op}, w->flags.value(), w->address.value(), w->size.value(), w->window_offset.value()};
 }
 
 void append(Buffer &out, const RegionAccess &access)
@@ -572,8 +569,9 @@ void append(Buffer &out, const IrqTrigger &trigger)
 
 Decoded<IrqTrigger> decode_irq_trigger(Bytes payload)
 {
-    return exact<IrqTriggerWire>(payload).map(
-        [](const auto &w) { return IrqTrigger{w.index.value(), w.vector.value()}; });
+    return exact<IrqTriggerWire>(payload).map([](const auto &w) {
+        return IrqTrigger{w.index.value(), w.vector.value()};
+    });
 }
 
 void append(Buffer &out, const DmaAccess &access)
@@ -592,8 +590,9 @@ void append(Buffer &out, const DmaAccess &access, Bytes data)
 
 Decoded<DmaAccess> decode_dma_access(Bytes payload)
 {
-    return exact<DmaAccessWire>(payload).map(
-        [](const auto &w) { return DmaAccess{w.address.value(), w.count.value()}; });
+    return exact<DmaAccessWire>(payload).map([](const auto &w) {
+        return DmaAccess{w.address.value(), w.count.value()};
+    });
 }
 
 Decoded<DmaData> decode_dma_data(Bytes payload)
@@ -621,11 +620,10 @@ std::string decode_text(Bytes payload)
     const auto size = std::min(payload.size(), kTextMax);
     std::string text(size, '\0');
     //= VVFU-MSG-9
-    std::transform(payload.begin(), payload.begin() + static_cast<std::ptrdiff_t>(size), text.begin(),
-                   [](std::byte b) {
-                       const auto c = static_cast<unsigned char>(b);
-                       return c < 0x20 || c == 0x7f ? '?' : static_cast<char>(c);
-                   });
+    std::transform(payload.begin(), payload.begin() + static_cast<std::ptrdiff_t>(size), text.begin(), [](std::byte b) {
+        const auto c = static_cast<unsigned char>(b);
+        return c < 0x20 || c == 0x7f ? '?' : static_cast<char>(c);
+    });
     return text;
 }
 

@@ -85,7 +85,7 @@ DeviceConfig decode_device_config(std::span<const std::byte, kDeviceConfigSize> 
 std::size_t encode_pci_cap(const PciCap &cap, std::span<std::byte, kPciCap64Size> out)
 {
     PciCapWire w{};
-    const std::size_t size = has_multiplier(cap.cfg_type)         ? kPciCapDoorbellSize
+    const std::size_t size = has_multiplier(cap.cfg_type)       ? kPciCapDoorbellSize
                              : cap.cfg_type == kCapSharedMemory ? kPciCap64Size
                                                                 : kPciCapSize;
     w.cap_vndr = kPciCapIdVendor;

@@ -398,9 +398,8 @@ TEST_F(LoopbackTest, UnmapWaitsForAnAccessInProgress)
         static_cast<std::byte *>(mapping->iov()[0].iov_base)[0] = std::byte{1};
         mapping.reset();
     });
-    const auto before = guest::Reactor::now();
     EXPECT_EQ(client.wait_reply(id).result(), 0);
-    EXPECT_LT(guest::Reactor::now() - before, 3s) << "not by the deadline";
+    EXPECT_EQ(port->state().deadline_expiries, 0u);
     EXPECT_EQ(ram.bytes()[0], std::byte{1});
 }
 

@@ -21,7 +21,10 @@ namespace vvfu::guest {
 
 /// An address in the peer's DMA address space (IOVA).
 enum class DmaAddress : std::uint64_t {};
-constexpr std::uint64_t raw(DmaAddress address) noexcept { return static_cast<std::uint64_t>(address); }
+constexpr std::uint64_t raw(DmaAddress address) noexcept
+{
+    return static_cast<std::uint64_t>(address);
+}
 /// Wraps around like the address bus does; a range that wraps is rejected where it is used.
 constexpr DmaAddress operator+(DmaAddress address, std::uint64_t bytes) noexcept
 {
@@ -61,9 +64,9 @@ public:
 struct DmaRange {
     DmaAddress address{};
     std::uint64_t size = 0;
-    bool readable = false;        ///< the device may read it
-    bool writable = false;        ///< the device may write it
-    std::byte *host = nullptr;    ///< first byte in the window; nullptr: message-only
+    bool readable = false;      ///< the device may read it
+    bool writable = false;      ///< the device may write it
+    std::byte *host = nullptr;  ///< first byte in the window; nullptr: message-only
 };
 
 class DmaSpace;

@@ -108,10 +108,9 @@ enum DeviceFlag : std::uint32_t {
 };
 
 /// VFIO PCI region indices (linux/vfio.h VFIO_PCI_*_REGION_INDEX) and IRQ indices (VFIO_PCI_*_IRQ_INDEX).
-inline constexpr std::uint32_t kRegionBar0 = 0, kRegionBar5 = 5, kRegionRom = 6, kRegionConfig = 7,
-                               kRegionVga = 8, kRegionCount = 9;
-inline constexpr std::uint32_t kIrqIntx = 0, kIrqMsi = 1, kIrqMsix = 2, kIrqErr = 3, kIrqReq = 4,
-                               kIrqIndexCount = 5;
+inline constexpr std::uint32_t kRegionBar0 = 0, kRegionBar5 = 5, kRegionRom = 6, kRegionConfig = 7, kRegionVga = 8,
+                               kRegionCount = 9;
+inline constexpr std::uint32_t kIrqIntx = 0, kIrqMsi = 1, kIrqMsix = 2, kIrqErr = 3, kIrqReq = 4, kIrqIndexCount = 5;
 
 enum RegionFlag : std::uint32_t {
     kRegionRead = 1u << 0,
@@ -174,7 +173,7 @@ struct Peer {
     DownReason reason = DownReason::none;  ///< DOWN only
     std::uint16_t major = 0, minor = 0;    ///< protocol version that the peer proposed
     std::uint32_t max_msg_fds = 0;
-    std::uint64_t max_data_xfer_size = 0;  ///< bytes
+    std::uint64_t max_data_xfer_size = 0;     ///< bytes
     std::uint32_t pid = 0, uid = 0, gid = 0;  ///< SO_PEERCRED, in the device VMM's namespaces
     friend bool operator==(const Peer &, const Peer &) = default;
 };

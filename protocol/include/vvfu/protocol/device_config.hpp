@@ -29,7 +29,7 @@ inline constexpr unsigned kControlQueue = 0;  ///< guest -> device requests, rep
 inline constexpr unsigned kRequestQueue = 1;  ///< device -> guest requests
 inline constexpr unsigned kReplyQueue = 2;    ///< guest -> device replies to those
 inline constexpr unsigned kBaseQueues = 3;
-inline constexpr unsigned kQueueSize = 256;   ///< maximum (and default) size of every queue
+inline constexpr unsigned kQueueSize = 256;  ///< maximum (and default) size of every queue
 
 /// Device feature bits. Bit 0 (VIRTIO_VFIO_USER_F_ACCESS_QUEUES) is reserved and never offered by this version.
 inline constexpr unsigned kFeatureBitAccessQueues = 0;
@@ -76,9 +76,9 @@ struct PciCap {
     std::uint8_t cfg_type = 0;
     std::uint8_t bar = 0;
     std::uint8_t id = 0;
-    std::uint64_t offset = 0;          ///< in the BAR; above 4 GiB for 64-bit capabilities only
-    std::uint64_t length = 0;          ///< bytes
-    std::uint32_t multiplier = 0;      ///< kCapDoorbell: bytes between doorbells; notify cap: its multiplier
+    std::uint64_t offset = 0;      ///< in the BAR; above 4 GiB for 64-bit capabilities only
+    std::uint64_t length = 0;      ///< bytes
+    std::uint32_t multiplier = 0;  ///< kCapDoorbell: bytes between doorbells; notify cap: its multiplier
     friend bool operator==(const PciCap &, const PciCap &) = default;
 };
 inline constexpr std::size_t kPciCapSize = 16;          // kCapNotification and the standard ones
