@@ -139,6 +139,22 @@ guest::Result<std::uint64_t> size_of(const File &file, const struct stat &status
     return size;
 }
 
+/// One writer or any number of readers. A writer's lock covers the bytes that QEMU locks in images it uses
+/// (block/file-posix.c), a reader's does not: QEMU would take it for a writer.
+guest::Result<void> lock(const File &file, const std::string &path, bool read_only)
+{
+    struct flock lock {};
+    lock.l_type = read_only ? F_RDLCK : F_WRLCK;
+    lock.l_whence = SEEK_SET;
+    lock.l_len = read_only ? 1 : 0;
+    // A file system without locks is no reason to refuse.
+    if (fcntl(file.fd.get(), F_OFD_SETLK, &lock) != 0 && (errno == EAGAIN || errno == EACCES)) {
+        return guest::failure("backing \"" + path + "\" is in use by another process: stop it" +
+                              (read_only ? "" : ", or let all that share it use it read-only"));
+    }
+    return {};
+}
+
 }  // namespace
 
 guest::Result<std::unique_ptr<Backing>> FileBacking::open(const std::string &path, bool read_only,
@@ -158,6 +174,9 @@ guest::Result<std::unique_ptr<Backing>> FileBacking::open(const std::string &pat
         return guest::failure(open_error(path, read_only, errno));
     }
     file->block_device = S_ISBLK(status.st_mode);
+    if (const auto locked = lock(*file, path, read_only); !locked) {
+        return make_unexpected(locked.error());
+    }
     const auto size = size_of(*file, status, path);
     if (!size) {
         return make_unexpected(size.error());

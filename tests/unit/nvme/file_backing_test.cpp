@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "file_backing.hpp"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <limits.h>
 #include <sys/stat.h>
@@ -89,8 +90,23 @@ TEST_F(FileBackingTest, DiscardGivesSpaceBackAndKeepsTheSize)
     EXPECT_LE(status.st_blocks * 512, 600 * 1024);
 }
 
+TEST_F(FileBackingTest, OneWriterOrAnyNumberOfReaders)
+{
+    for (const bool read_only : {false, true}) {
+        const auto second = FileBacking::open(file.path(), read_only, workers);
+        ASSERT_FALSE(second);
+        EXPECT_THAT(second.error().message, testing::HasSubstr("is in use by another process"));
+    }
+    backing.reset();
+    const auto reader = FileBacking::open(file.path(), true, workers);
+    EXPECT_TRUE(reader);
+    EXPECT_TRUE(FileBacking::open(file.path(), true, workers));
+    EXPECT_FALSE(FileBacking::open(file.path(), false, workers));
+}
+
 TEST_F(FileBackingTest, ReadOnlyFileCannotBeWritten)
 {
+    backing.reset();
     const auto read_only = FileBacking::open(file.path(), true, workers);
     ASSERT_TRUE(read_only);
     std::byte byte{};
