@@ -34,14 +34,14 @@ def eventually(condition, what):
 
 
 class Machine:
-    """A q35 machine whose vCPU does not run."""
+    """A q35 machine; its vCPU does not run under the default accelerator."""
 
-    def __init__(self, log, arguments, pass_fds=()):
+    def __init__(self, log, arguments, pass_fds=(), accelerator="qtest"):
         self.log = log
         qtest, qtest_qemu = socket.socketpair()
         qmp, qmp_qemu = socket.socketpair()
         fds = [qtest_qemu.fileno(), qmp_qemu.fileno()]
-        command = [str(host.device_qemu()), *COMMON, "-machine", "q35", "-accel", "qtest", "-m", "64",
+        command = [str(host.device_qemu()), *COMMON, "-machine", "q35", "-accel", accelerator, "-m", "64",
                    "-chardev", f"socket,id=qtest,fd={fds[0]}", "-qtest", "chardev:qtest",
                    "-chardev", f"socket,id=qmp,fd={fds[1]}", "-mon", "chardev=qmp,mode=control", *arguments]
         with open(log, "ab") as file:

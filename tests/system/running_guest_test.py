@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Doorbells and notifications of a guest whose CPU runs: KVM's own ioeventfds and irqfds, or QEMU's dispatch under TCG."""
+
+import os
+import select
+import subprocess
+
+import pytest
+
+from qemuport import driver as drv
+from qemuport import peer as client
+from qemuport.machine import SECONDS, Machine, device_option, eventually
+from qemuport.tiny_guest import TinyGuest, write_image
+from vmlab import host
+
+MSI_ADDRESS = 0xFEE00000  # the first CPU's local APIC
+VECTOR = 0x41
+
+
+def kvm_runs_guests():
+    """Whether KVM can run the firmware: less than a stock kernel needs, so host.accelerator() does not tell."""
+    with open(os.devnull, "rb") as nothing:
+        try:
+            output = subprocess.run([host.device_qemu(), "-accel", "kvm", "-nodefaults", "-display", "none", "-no-reboot",
+                                     "-debugcon", "stdio", "-global", "isa-debugcon.iobase=0x402", "-boot", "reboot-timeout=1"],
+                                    stdin=nothing, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+                                    timeout=host.deadline(SECONDS)).stdout
+        except subprocess.TimeoutExpired:
+            return False
+    return b"No bootable device" in output
+
+
+@pytest.fixture(scope="module", params=["tcg", "kvm"])
+def accelerator(request):
+    if request.param == "kvm" and not kvm_runs_guests():
+        pytest.skip("KVM runs no guest on this machine")
+    return request.param
+
+
+@pytest.fixture
+def machine(accelerator, tmp_path):
+    options = ["-device", device_option(socket=str(tmp_path / "device.sock"), doorbells=8, notifications=3),
+               "-kernel", str(write_image(tmp_path / "guest")), "-trace", "virtio_vfio_user_doorbell*",
+               "-trace", "virtio_vfio_user_notification*"]
+    with Machine(tmp_path / "qemu.log", options, accelerator=accelerator) as running:
+        yield running
+
+
+@pytest.fixture
+def guest(machine):
+    return TinyGuest(machine)
+
+
+@pytest.fixture
+def driver(machine, guest):
+    result = drv.Driver(machine)
+    result.initialise()
+    result.register()
+    return result
+
+
+@pytest.fixture
+def session(driver, tmp_path):
+    with client.Peer(tmp_path / "device.sock") as peer:
+        peer.send_version()
+        driver.begin_session()
+        assert peer.receive()[:2] == (client.VERSION, 0)
+        yield peer
+
+
+def is_signalled(event):
+    return bool(select.select([event], [], [], host.deadline(SECONDS))[0])
+
+
+def test_doorbell(accelerator, machine, guest, driver, session):
+    with open(os.eventfd(0, os.EFD_NONBLOCK), "rb", buffering=0) as event:
+        session.send(client.SET_IRQS, client.set_irqs(0x24, 2, 0, 1), [event.fileno()])
+        driver.reply(driver.expect(drv.IRQ_INFO))
+        assert session.receive()[:2] == (client.SET_IRQS, 0)
+        guest.store(driver.doorbells + 4, 1)
+        guest.store(driver.doorbells + 4, 2)
+        assert is_signalled(event)
+        assert os.eventfd_read(event.fileno()) == 2
+    trace = machine.output()
+    if accelerator == "kvm":
+        assert "doorbell_set doorbell 1" in trace and "ioeventfd 1" in trace
+        assert "doorbell_write" not in trace, "no store left the kernel"
+    else:
+        assert trace.count("doorbell_write doorbell 1 size 4") == 2
+
+
+def test_notification(accelerator, machine, guest, driver, session):
+    driver.msix_vector(6, MSI_ADDRESS, VECTOR)
+    machine.store(2, driver.notifications + 2, 6)  # of notification 0, the INTx resample eventfd
+    with open(os.eventfd(0, os.EFD_NONBLOCK), "rb", buffering=0) as event:
+        assert session.call(client.SET_IRQS, client.set_irqs(0x14, 0, 0, 1), [event.fileno()])[1] == 0
+        assert VECTOR not in guest.pending_interrupts()
+        os.eventfd_write(event.fileno(), 1)
+        eventually(lambda: VECTOR in guest.pending_interrupts(), "the interrupt is pending in the guest")
+    trace = machine.output()
+    if accelerator == "kvm":
+        assert "notification_irqfd notification 0 on 1 ret 0" in trace
+        assert "notification_fired" not in trace, "no signal left the kernel"
+    else:
+        assert "notification_fired notification 0" in trace
