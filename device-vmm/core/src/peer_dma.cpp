@@ -73,13 +73,12 @@ void PeerDma::issue()
     }
 }
 
-void PeerDma::recheck(const Allowed &allowed)
+void PeerDma::cancel(Status status, const Lost &lost)
 {
-    for (const auto &operation : waiting_) {
+    for (const auto &operation : by_deadline_) {
         if (!operation->finished &&
-            !allowed(operation->address + operation->issued, operation->count - operation->issued,
-                     operation->command == Command::dma_write)) {
-            finish(operation, Status::fault);
+            lost(operation->address, operation->count, operation->command == Command::dma_write)) {
+            finish(operation, status);
         }
     }
     forget_finished();
@@ -165,6 +164,7 @@ bool PeerDma::reply(const Message &message)
     pieces_.erase(it);
     --piece.operation->in_flight;
     reply_cost_ -= reply_cost(piece.operation->command, piece.access.count);
+    //= VVFU-DMA-7
     if (!piece.operation->finished) {
         const auto status = take(piece, message);
         piece.operation->completed += piece.access.count;

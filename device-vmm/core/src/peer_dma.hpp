@@ -45,10 +45,11 @@ public:
     void read(Nanoseconds now, std::uint64_t address, std::uint64_t count, Done done);
     void write(Nanoseconds now, std::uint64_t address, std::vector<std::byte> data, Done done);
 
-    /// The peer took memory away: operations with bytes that were not asked for yet and that `allowed` (address, count,
-    /// whether they are written) now denies end with fault, and no further command of them is sent.
-    using Allowed = std::function<bool(std::uint64_t, std::uint64_t, bool)>;
-    void recheck(const Allowed &allowed);
+    /// Ends the operations that `lost` (address, count in bytes, whether they are written) selects with `status`, at
+    /// once: the peer may be unable to answer before we do. Their commands keep their message IDs and their share of
+    /// the limits until the peer's replies come, which have no effect, or the deadline passes.
+    using Lost = std::function<bool(std::uint64_t, std::uint64_t, bool)>;
+    void cancel(control::Status status, const Lost &lost);
 
     /// Takes a reply-type message of the peer. False: it answers nothing that was ever asked.
     bool reply(const Message &message);

@@ -378,17 +378,25 @@ int Session::dma_unmap(Nanoseconds now, Message &message)
     } else {
         memory_.unmap(now, epoch_, request->address, request->size, std::move(done));
     }
-    //= VVFU-DMA-1
-    dma_.recheck([this](std::uint64_t address, std::uint64_t count, bool write) {
-        return memory_.check(address, count, write ? control::kMemoryWrite : control::kMemoryRead) == Status::ok;
+    //= VVFU-OP-4
+    //= VVFU-DMA-5
+    dma_.cancel(Status::fault, [this](std::uint64_t address, std::uint64_t count, bool write) {
+        return memory_.check(address, count, write ? control::kMemoryWrite : control::kMemoryRead) != Status::ok;
     });
     return 0;
 }
 
-Status Session::dma_read(Nanoseconds now, const control::DmaAccess &access, PeerDma::Done done)
+Status Session::check_dma(const control::DmaAccess &access, std::uint32_t flag) const
 {
     //= VVFU-DMA-1
-    const auto status = memory_.check(access.address, access.count, control::kMemoryRead);
+    const auto status = memory_.check(access.address, access.count, flag);
+    //= VVFU-DMA-6
+    return status == Status::ok && resets_ > 0 ? Status::busy : status;
+}
+
+Status Session::dma_read(Nanoseconds now, const control::DmaAccess &access, PeerDma::Done done)
+{
+    const auto status = check_dma(access, control::kMemoryRead);
     if (status == Status::ok) {
         dma_.read(now, access.address, access.count, std::move(done));
     }
@@ -397,7 +405,7 @@ Status Session::dma_read(Nanoseconds now, const control::DmaAccess &access, Peer
 
 Status Session::dma_write(Nanoseconds now, const control::DmaData &request, PeerDma::Done done)
 {
-    const auto status = memory_.check(request.access.address, request.access.count, control::kMemoryWrite);
+    const auto status = check_dma(request.access, control::kMemoryWrite);
     if (status == Status::ok) {
         dma_.write(now, request.access.address, {request.data.begin(), request.data.end()}, std::move(done));
     }
@@ -406,7 +414,6 @@ Status Session::dma_write(Nanoseconds now, const control::DmaData &request, Peer
 
 // ---- reset ----
 
-//= VVFU-OP-4
 int Session::device_reset(Nanoseconds now, Message &message)
 {
     if (!env_.device.resettable()) {
@@ -415,9 +422,11 @@ int Session::device_reset(Nanoseconds now, Message &message)
     // Before the guest resets: what rings from then on belongs to the time after.
     //= VVFU-DOORBELL-5
     env_.irqs.clear_pending();
+    ++resets_;
     env_.guest.request(
         now, Type::device_reset, epoch_, env_.config.access_timeout,
         [this, header = message.header](const GuestReply &reply) {
+            --resets_;
             if (!reply.expired && reply.status != Status::ok) {
                 refuse(header, EIO);
             } else {
@@ -426,6 +435,10 @@ int Session::device_reset(Nanoseconds now, Message &message)
             return reply.payload.empty();
         },
         [](control::Buffer &) {});
+    // After the request, so that a guest that takes requests first knows why.
+    //= VVFU-OP-4
+    //= VVFU-DMA-5
+    dma_.cancel(Status::busy, [](std::uint64_t, std::uint64_t, bool) { return true; });
     return 0;
 }
 

@@ -106,6 +106,7 @@ private:
     void accept(const Header &request, std::uint16_t minor);
     int dma_map(Nanoseconds now, Message &message);
     int dma_unmap(Nanoseconds now, Message &message);
+    [[nodiscard]] control::Status check_dma(const control::DmaAccess &access, std::uint32_t flag) const;
     int device_reset(Nanoseconds now, Message &message);
 
     // session_info.cpp
@@ -151,6 +152,7 @@ private:
     std::deque<Message> kept_;
     std::size_t kept_bytes_ = 0, kept_fds_ = 0;
     std::size_t read_bytes_ = 0;  // of REGION_READ commands in progress
+    std::size_t resets_ = 0;      // DEVICE_RESET commands that the guest has not answered
     PeerMemory memory_;
     PeerDma dma_;
     vfio_user::Buffer scratch_;

@@ -254,15 +254,158 @@ TEST_F(PeerDmaTest, ReadingForTheSakeOfRepliesIsBounded)
 }
 
 //= VVFU-OP-4
+//= VVFU-DMA-5
 //= type=test
-TEST_F(PeerDmaTest, ResetAndUnmapDoNotWaitForDma)
+TEST_F(PeerDmaTest, AResetEndsEveryAccessWithoutThePeer)
+{
+    start();
+    const auto read = start_read(kBase, 4), write = start_write(kBase + 8, filled(4, 1));
+    const auto pieces = start_read(kBase, 200 * 1024);  // not all of it is asked for yet
+    port.events.clear();
+    const auto reset = command(vu::Command::device_reset, {});
+    feed(reset);
+    // A guest that answers only when its DMA is over can do so now, and learns why before it learns that.
+    for (const auto token : {read, write, pieces}) {
+        ASSERT_TRUE(done(token));
+        EXPECT_EQ(control::Status::busy, status(token));
+        EXPECT_TRUE(control_reply(token).payload.empty());
+    }
+    EXPECT_EQ((std::vector<std::string>{"request", "complete", "complete", "complete"}), port.events);
+    port.sent.clear();
+    answer(take_request(control::Type::device_reset));
+    EXPECT_EQ(vu::Command::device_reset, take_sent().header.kind());
+    EXPECT_FALSE(has_reply()) << "no further piece";
+    EXPECT_EQ(0u, core->state().deadline_expiries);
+}
+
+//= VVFU-DMA-6
+//= type=test
+TEST_F(PeerDmaTest, DuringAResetNoAccessStarts)
+{
+    start();
+    feed(command(vu::Command::device_reset, {}));
+    feed(command(vu::Command::device_reset, {}));
+    const auto first = take_request(control::Type::device_reset), second = take_request(control::Type::device_reset);
+    EXPECT_EQ(control::Status::busy, status(start_read(kBase, 4)));
+    EXPECT_EQ(control::Status::fault, status(start_read(0, 4)));
+    answer(first);
+    take_sent();
+    EXPECT_EQ(control::Status::busy, status(start_write(kBase, filled(4, 0))));
+    EXPECT_FALSE(has_reply());
+    answer(second);
+    take_sent();
+    start_read(kBase, 4);
+    EXPECT_EQ(vu::Command::dma_read, take_sent().header.kind());
+}
+
+TEST_F(PeerDmaTest, AResetThatTheGuestDoesNotAnswerEndsWithItsDeadline)
+{
+    start();
+    feed(command(vu::Command::device_reset, {}));
+    advance(config.access_timeout);
+    EXPECT_EQ(vu::Command::device_reset, take_sent().header.kind());
+    start_read(kBase, 4);
+    EXPECT_EQ(vu::Command::dma_read, take_sent().header.kind());
+}
+
+//= VVFU-DMA-7
+//= type=test
+TEST_F(PeerDmaTest, LateRepliesToAccessesThatAResetEndedHaveNoEffect)
+{
+    start();
+    const auto ended = start_read(kBase, 4);
+    const auto late = take_sent();
+    EXPECT_EQ(0, call_errno(vu::Command::device_reset, {}));
+    const auto token = start_read(kBase, 4);
+    const auto sent = take_sent();
+    EXPECT_NE(late.header.message_id, sent.header.message_id);
+    reply_to(late, concat(vu::DmaAccess{kBase, 4}, filled(4, 1)));
+    EXPECT_FALSE(done(token));
+    EXPECT_TRUE(control_reply(ended).payload.empty());
+    reply_to(sent, concat(vu::DmaAccess{kBase, 4}, filled(4, 2)));
+    EXPECT_EQ(concat(vu::DmaAccess{kBase, 4}, filled(4, 2)), control_reply(token).payload);
+    EXPECT_FALSE(has_reply());
+    EXPECT_EQ(0u, core->state().unknown_replies);
+    EXPECT_EQ(0u, core->state().protocol_errors);
+    EXPECT_EQ(kNever, core->next_deadline());
+}
+
+TEST_F(PeerDmaTest, CommandsThatAResetEndedCountUntilTheirReplyOrDeadline)
+{
+    start(R"({"capabilities":{"max_data_xfer_size":1}})");
+    start_write(kBase, filled(1000, 9));
+    ASSERT_EQ(core::PeerDma::kMaxOutstanding, port.sent.size());
+    const auto late = take_sent();
+    port.sent.clear();
+    EXPECT_EQ(0, call_errno(vu::Command::device_reset, {}));
+    start_write(kBase, filled(1000, 9));
+    EXPECT_FALSE(has_reply()) << "the peer may still answer all of them";
+    reply_to(late, concat(vu::DmaAccess{kBase, 1}));
+    EXPECT_EQ(1u, port.sent.size());
+    advance(config.access_timeout);
+    EXPECT_EQ(1u, core->state().deadline_expiries) << "of the second access";
+    EXPECT_EQ(1u, port.sent.size());
+    start_write(kBase, filled(1, 9));
+    EXPECT_EQ(2u, port.sent.size());
+}
+
+//= VVFU-OP-4
+//= VVFU-DMA-5
+//= type=test
+TEST_F(PeerDmaTest, AnUnmapEndsTheAccessesToItsRangeWithoutThePeer)
+{
+    start();
+    map(kBase + kSize, 0x1000);
+    const auto read = start_read(kBase, 4), across = start_write(kBase + kSize - 2, filled(4, 1));
+    const auto other = start_read(kBase + kSize, 4);
+    const auto late = take_sent(), late_across = take_sent(), other_sent = take_sent();
+    port.events.clear();
+    feed(command(vu::Command::dma_unmap, dma_unmap_payload(kBase, kSize)));
+    for (const auto token : {read, across}) {
+        ASSERT_TRUE(done(token));
+        EXPECT_EQ(control::Status::fault, status(token));
+    }
+    EXPECT_EQ((std::vector<std::string>{"request", "complete", "complete"}), port.events);
+    EXPECT_EQ(control::Status::fault, status(start_read(kBase, 4)));
+    answer_all();
+    EXPECT_EQ(vu::Command::dma_unmap, take_sent().header.kind());
+    // Mapped again, and the replies of the time before arrive.
+    map(kBase, kSize);
+    const auto again = start_read(kBase, 4);
+    const auto again_sent = take_sent();
+    reply_to(late, concat(vu::DmaAccess{kBase, 4}, filled(4, 1)));
+    reply_to(late_across, {}, EFAULT);
+    EXPECT_FALSE(done(again));
+    EXPECT_FALSE(done(other));
+    reply_to(again_sent, concat(vu::DmaAccess{kBase, 4}, filled(4, 2)));
+    reply_to(other_sent, concat(vu::DmaAccess{kBase + kSize, 4}, filled(4, 3)));
+    EXPECT_EQ(concat(vu::DmaAccess{kBase, 4}, filled(4, 2)), control_reply(again).payload);
+    EXPECT_EQ(control::Status::ok, status(other));
+    EXPECT_EQ(0u, core->state().unknown_replies);
+    EXPECT_EQ(0u, core->state().protocol_errors);
+}
+
+//= VVFU-DMA-5
+//= type=test
+TEST_F(PeerDmaTest, UnmapOfEverythingEndsEveryAccess)
+{
+    start();
+    map(kBase + kSize, 0x1000);
+    const auto read = start_read(kBase, 4), write = start_write(kBase + kSize, filled(4, 1));
+    feed(command(vu::Command::dma_unmap, dma_unmap_payload(0, 0, vu::kUnmapAll)));
+    ASSERT_TRUE(done(read) && done(write));
+    EXPECT_EQ(control::Status::fault, status(read));
+    EXPECT_EQ(control::Status::fault, status(write));
+}
+
+TEST_F(PeerDmaTest, AnUnmapOfSomethingElseEndsNoAccess)
 {
     start();
     const auto token = start_read(kBase, 4);
-    take_sent();
-    EXPECT_EQ(0, call_errno(vu::Command::device_reset, {}));
-    EXPECT_EQ(0, call_errno(vu::Command::dma_unmap, dma_unmap_payload(kBase, kSize)));
-    EXPECT_FALSE(done(token));
+    const auto sent = take_sent();
+    EXPECT_EQ(ENOENT, call_errno(vu::Command::dma_unmap, dma_unmap_payload(kBase, kSize / 2)));
+    reply_to(sent, concat(vu::DmaAccess{kBase, 4}, filled(4, 1)));
+    EXPECT_EQ(control::Status::ok, status(token));
 }
 
 TEST_F(PeerDmaTest, NothingMoreIsAskedOfMemoryThatThePeerTookAway)
@@ -313,18 +456,26 @@ TEST(PeerDma, MessageIdsOfUnansweredCommandsAreNotUsedAgain)
         return header.message_id;
     };
     dma.read(0s, 0, 4, count_done);
-    const auto lost = take_id();
+    const auto expired = take_id();
     dma.tick(1s);
     EXPECT_EQ(1u, done);
-    for (int i = 0; i < 70000; ++i) {
+    dma.read(2s, 0, 4, count_done);
+    const auto cancelled = take_id();
+    dma.cancel(control::Status::busy, [](std::uint64_t, std::uint64_t, bool) { return true; });
+    EXPECT_EQ(2u, done);
+    for (int i = 0; i < 140000; ++i) {
+        if (i == 70000) {
+            dma.tick(3s);  // the deadline of the cancelled one
+        }
         dma.write(2s, 0, filled(1, 0), count_done);
         core::Message reply;
         reply.header = {take_id(), 12, 16, vu::kTypeReply, 0};
-        ASSERT_NE(lost, reply.header.message_id);
+        ASSERT_NE(expired, reply.header.message_id);
+        ASSERT_NE(cancelled, reply.header.message_id);
         ASSERT_TRUE(dma.reply(reply));
         port.events.clear();
     }
-    EXPECT_EQ(70001u, done);
+    EXPECT_EQ(140002u, done);
 }
 
 TEST_F(PeerDmaTest, APeerThatNeverAnswersLosesTheSessionBeforeIdsRunOut)

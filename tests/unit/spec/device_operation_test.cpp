@@ -251,24 +251,72 @@ TEST_F(DeviceDma, AccessesAreSplitToThePeersLimit)
 }
 
 //= VVFU-DMA-3
-//= VVFU-OP-4
 //= type=test
 TEST_F(DeviceDma, CommandsOfThePeerAreServedMeanwhile)
 {
     const auto token = start(Type::dma_read, 0x10000, 4);
     EXPECT_TRUE(bench.core().wants_peer_data());
     const auto read = bench.read(control::kRegionBar0, 0, 4);
-    const auto reset = bench.command(vu::Command::device_reset);
-    const auto unmap = bench.unmap(0x10000, 0x10000);
     bench.answer_all();
     EXPECT_EQ(bench.result(read), 0);
-    EXPECT_EQ(bench.result(reset), 0);
-    EXPECT_EQ(bench.result(unmap), 0);
     EXPECT_FALSE(bench.replies.contains(token));
     auto data = payload(vu::DmaAccess{0x10000, 4});
     data.resize(data.size() + 4);
     bench.peer_reply(bench.commands().front().header, data);
     EXPECT_TRUE(bench.replies.contains(token));
+}
+
+//= VVFU-DMA-5
+//= VVFU-DMA-6
+//= VVFU-OP-4
+//= type=test
+TEST_F(DeviceDma, ResetWaitsForNoCommandToThePeer)
+{
+    const auto read = start(Type::dma_read, 0x10000, 10'000), write = start(Type::dma_write, 0x10000, 4);
+    const auto asked = bench.commands().size();
+    const auto reset = bench.command(vu::Command::device_reset);
+    EXPECT_EQ(status(read), Status::busy);
+    EXPECT_EQ(status(write), Status::busy);
+    EXPECT_EQ(status(start(Type::dma_read, 0x10000, 4)), Status::busy);
+    bench.answer_all();
+    EXPECT_EQ(bench.result(reset), 0);
+    EXPECT_EQ(bench.commands().size(), asked);
+    const auto next = start(Type::dma_write, 0x10000, 4);
+    EXPECT_EQ(bench.commands().size(), asked + 1);
+    EXPECT_FALSE(bench.replies.contains(next));
+}
+
+//= VVFU-DMA-5
+//= VVFU-OP-4
+//= type=test
+TEST_F(DeviceDma, UnmapWaitsForNoCommandToThePeer)
+{
+    const auto read = start(Type::dma_read, 0x10000, 4), across = start(Type::dma_read, 0x1fffe, 4);
+    const auto other = start(Type::dma_read, 0x20000, 4);
+    const auto unmap = bench.unmap(0x10000, 0x10000);
+    EXPECT_EQ(status(read), Status::fault);
+    EXPECT_EQ(status(across), Status::fault);
+    bench.answer_all();
+    EXPECT_EQ(bench.result(unmap), 0);
+    EXPECT_FALSE(bench.replies.contains(other));
+}
+
+//= VVFU-DMA-7
+//= type=test
+TEST_F(DeviceDma, RepliesOfThePeerToAccessesThatWereEndedAreDiscarded)
+{
+    start(Type::dma_read, 0x10000, 4);
+    const auto ended = bench.commands().back();
+    bench.command(vu::Command::device_reset);
+    bench.answer_all();
+    const auto token = start(Type::dma_read, 0x10000, 4);
+    auto data = payload(vu::DmaAccess{0x10000, 4});
+    data.resize(data.size() + 4, std::byte{1});
+    bench.peer_reply(ended.header, data);
+    EXPECT_FALSE(bench.replies.contains(token));
+    EXPECT_TRUE(bench.connected);
+    bench.peer_reply(bench.commands().back().header, data);
+    EXPECT_EQ(status(token), Status::ok);
 }
 
 //= VVFU-DMA-4
