@@ -87,6 +87,7 @@ public:
         }
     }
     [[nodiscard]] bool cleared() const noexcept { return entry_->cleared; }
+    [[nodiscard]] bool removed() const noexcept { return entry_->removed; }
 
 private:
     std::shared_ptr<Entry> entry_;
@@ -166,6 +167,10 @@ struct DmaMapping::State {
     {
         return std::any_of(pins.begin(), pins.end(), [](const DmaSpace::Pin &pin) { return pin.cleared(); });
     }
+    [[nodiscard]] bool removed() const
+    {
+        return std::any_of(pins.begin(), pins.end(), [](const DmaSpace::Pin &pin) { return pin.removed(); });
+    }
 };
 
 DmaMapping::DmaMapping() noexcept = default;
@@ -201,6 +206,13 @@ void DmaMapping::finish(DmaCallback done) &&
     if (state->cleared() || state->message_dma == nullptr) {
         state->pins.clear();
         done(make_unexpected(DmaError::io));
+        return;
+    }
+    //= VVFU-MEMORY-2
+    // Another range may be at these addresses by now.
+    if (state->removed()) {
+        state->pins.clear();
+        done(make_unexpected(DmaError::fault));
         return;
     }
     auto transfer = std::make_shared<DmaSpace::Transfer>();

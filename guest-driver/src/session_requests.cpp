@@ -28,6 +28,8 @@ auto refuse(control::Status status, const char *text)
 
 void Session::Impl::on_control_queue()
 {
+    // First what may explain the replies: a reset of the model and the removal of memory end its DMA with errors.
+    on_request_queue();
     if (broken_ || state_ == State::stopped) {
         return;
     }

@@ -292,13 +292,30 @@ TEST_F(DmaSpaceTest, RemoveWaitsForWriteBackAndForCopiesByMessage)
     std::byte out[4];
     space.read(DmaAddress{0x1000}, out, [](auto) {});
     bool idle = false;
-    ASSERT_TRUE(space.remove(DmaAddress{0x1000}, 0x1000, [&] { idle = true; }));
     bool written = false;
     std::move(*mapping).finish([&](auto r) { written = r.has_value(); });
+    ASSERT_TRUE(space.remove(DmaAddress{0x1000}, 0x1000, [&] { idle = true; }));
     EXPECT_FALSE(idle);
     message_dma.answer_all();
     EXPECT_TRUE(written);
     EXPECT_TRUE(idle);
+}
+
+//= VVFU-MEMORY-2
+//= type=test
+TEST_F(DmaSpaceTest, NothingIsWrittenBackToARangeThatWasRemoved)
+{
+    ASSERT_TRUE(space.add(message_only(0x1000, 0x1000)));
+    auto mapping = map_now({{DmaAddress{0x1000}, 4}}, kToPeer);
+    bool idle = false;
+    ASSERT_TRUE(space.remove(DmaAddress{0x1000}, 0x1000, [&] { idle = true; }));
+    ASSERT_TRUE(space.add(message_only(0x1000, 0x1000))) << "another one at the same address";
+    EXPECT_FALSE(idle);
+    std::optional<DmaError> error;
+    std::move(*mapping).finish([&](auto r) { error = r.error(); });
+    EXPECT_EQ(error, DmaError::fault);
+    EXPECT_TRUE(idle);
+    EXPECT_TRUE(message_dma.writes.empty());
 }
 
 TEST_F(DmaSpaceTest, ClearKeepsPointersButFailsWriteBack)

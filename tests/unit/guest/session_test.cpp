@@ -600,6 +600,7 @@ TEST_F(SessionTest, StatusOfAMessageBecomesTheErrorOfTheTransfer)
     for (const auto &[status, expected] : {std::pair{Status::fault, DmaError::fault},
                                            {Status::permission, DmaError::permission},
                                            {Status::timeout, DmaError::timeout},
+                                           {Status::busy, DmaError::io},
                                            {Status::stale, DmaError::io},
                                            {Status::not_connected, DmaError::io}}) {
         std::array<std::byte, 8> buffer{};
@@ -661,6 +662,27 @@ TEST_F(SessionTest, RequestsAfterAResetWaitUntilTheModelHasFinishedIt)
     const auto reply = transport.take(kReplyQueue);
     ASSERT_TRUE(reply);
     EXPECT_EQ(reply->header.request_id, id) << "answered before what came after it";
+}
+
+//= VVFU-DMA-5
+//= type=test
+TEST_F(SessionTest, TheModelHearsOfAResetBeforeItsTransfersFail)
+{
+    start_connected();
+    model.hold_resets = true;
+    std::array<std::byte, 4> buffer{};
+    std::vector<std::string> before;
+    session->dma_read(DmaAddress{0}, buffer, [&](Expected<void, DmaError> result) {
+        EXPECT_FALSE(result);
+        before = model.log;
+    });
+    const auto chain = transport.take(kControlQueue);
+    ASSERT_TRUE(chain);
+    transport.complete(*chain, Status::busy);
+    send(Type::device_reset, {});
+    run();
+    EXPECT_EQ(before, (std::vector<std::string>{"reset"}));
+    model.held();
 }
 
 TEST_F(SessionTest, ABacklogBeyondItsLimitStaysInTheRingAndIsServedLater)

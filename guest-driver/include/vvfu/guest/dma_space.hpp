@@ -44,7 +44,7 @@ enum class DmaDirection {
 enum class DmaError {
     fault,       ///< some byte is outside every range of the peer
     permission,  ///< the range does not allow this direction
-    io,          ///< the peer refused or the session ended
+    io,          ///< the peer refused or resets the device, or the session ended
     timeout,     ///< the peer did not answer in time
     too_large,   ///< more bytes than a transfer may have
 };
@@ -88,7 +88,8 @@ public:
     [[nodiscard]] bool bounced() const noexcept;
 
     /// Ends the access. With DmaDirection::to_peer, bounced bytes are written back first; `done` runs when all
-    /// of it is visible to the peer: inside the call if nothing was bounced, else later.
+    /// of it is visible to the peer: inside the call if nothing was bounced, else later. Bounced bytes of a mapping
+    /// that touches a range which the peer has removed meanwhile are not written back: `done` gets DmaError::fault.
     void finish(DmaCallback done) &&;
 
 private:
