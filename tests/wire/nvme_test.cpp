@@ -179,6 +179,63 @@ TEST(NvmeWire, ControllerResetAndFunctionResetStartAfresh)
     EXPECT_TRUE(session.host.shut_down());
 }
 
+/// Two commands whose data only messages reach, and a peer that does not answer these. The queues are mapped.
+class NvmeUnansweredDma : public ::testing::Test {
+protected:
+    void SetUp() override
+    {
+        ASSERT_EQ(host.create_io_queue(1, 16).status, 0);
+        ASSERT_EQ(session.client.dma_map(data.address(), data.size(), 0, kMapRead | kMapWrite, -1), 0);
+        session.client.on_dma([&](Message message) { held.push_back(std::move(message)); });
+        host.submit(1, host.read_command(1, 0, 8).prps(data.address(), 0));
+        host.submit(1, host.write_command(1, 8, 8).prps(data.address() + 4096, 0));
+        host.ring(1);
+        ASSERT_TRUE(session.client.serve_until([&] { return held.size() == 2; }));
+    }
+    void answer()
+    {
+        session.client.serve_memory(data);
+        session.client.on_dma(nullptr);
+        for (const auto &message : held) {
+            session.client.answer_dma(message);
+        }
+    }
+    void expect_no_deadline()
+    {
+        EXPECT_EQ(loopback.process().errors().find("in time"), std::string::npos) << loopback.process().errors();
+    }
+
+    LoopbackProcess loopback{loopback_program(),
+                             {"--unmap-timeout=4000", "--access-timeout=4000", "nvme", "--backing=mem:64M"}};
+    NvmeSession session{loopback};
+    NvmeHost &host = session.host;
+    GuestRam data{0x10000000, kMiB};
+    std::vector<Message> held;
+};
+
+TEST_F(NvmeUnansweredDma, DoesNotHoldUpAResetWhichCompletesNoCommand)
+{
+    EXPECT_EQ(session.client.reset(), 0);
+    EXPECT_FALSE(host.poll(1));
+    EXPECT_EQ(host.vector(1).take(), 0u);
+    EXPECT_FALSE(host.ready());
+    answer();
+    host.start();
+    ASSERT_EQ(host.create_io_queue(1, 16).status, 0);
+    write_and_verify(host, 1);
+    expect_no_deadline();
+}
+
+TEST_F(NvmeUnansweredDma, EndsWithDataTransferErrorWhenItsMemoryIsUnmapped)
+{
+    EXPECT_EQ(session.client.dma_unmap(data.address(), data.size()), 0);
+    EXPECT_EQ(host.wait(1).status, 0x04);
+    EXPECT_EQ(host.wait(1).status, 0x04);
+    answer();
+    write_and_verify(host, 1);
+    expect_no_deadline();
+}
+
 TEST(NvmeWire, DataInAFileSurvivesPeersAndServers)
 {
     TemporaryDirectory directory;

@@ -20,7 +20,12 @@ constexpr std::uint32_t kBar1 = 1, kBar2 = 2;
 
 class TestdevWire : public ::testing::Test {
 protected:
-    TestdevWire() { client.version(); }
+    /// `arguments` of vvfu-loopback.
+    explicit TestdevWire(const std::vector<std::string> &arguments = {"testdev"})
+        : loopback(loopback_program(), arguments), client(loopback.connect())
+    {
+        client.version();
+    }
 
     void use_msix()
     {
@@ -60,8 +65,8 @@ protected:
         return std::memcmp(ram.at(address, data.size()).data(), data.data(), data.size()) == 0;
     }
 
-    LoopbackProcess loopback{loopback_program(), {"testdev"}};
-    VfioUserClient client{loopback.connect()};
+    LoopbackProcess loopback;
+    VfioUserClient client;
     std::array<EventFd, testdev::kVectors> vectors;
 };
 
@@ -338,23 +343,87 @@ TEST_F(TestdevWire, DmaRepliesInterleavedWithOwnCommandsAndOutOfOrder)
     EXPECT_TRUE(holds(ram, 0x300000, data));
 }
 
-TEST_F(TestdevWire, ResetAndUnmapDoNotWaitForDma)
-{
-    use_msix();
-    GuestRam ram(0x100000, kMiB);
-    ASSERT_EQ(client.dma_map(ram.address(), ram.size(), 0, kMapRead | kMapWrite, -1), 0);
-    std::vector<Message> held;
-    client.on_dma([&](Message message) { held.push_back(std::move(message)); });
-    start(testdev::kChecksum, 0x100000, 0, 65536);
-    ASSERT_TRUE(client.serve_until([&] { return !held.empty(); }));
-    // No DMA command is answered: as QEMU, whose main loop waits for exactly these replies.
-    EXPECT_EQ(client.reset(), 0);
-    EXPECT_EQ(client.dma_unmap(ram.address(), ram.size()), 0);
-    EXPECT_EQ(client.read<std::uint32_t>(0, kRegId), kId);
-    for (const auto &message : held) {
-        client.reply_error(message, EFAULT);
+/// A peer that answers no DMA command until it wants to: as QEMU, whose main loop does both that and waiting for RESET
+/// and UNMAP. With the longest deadlines: none of them may be what ends the wait.
+class UnansweredDma : public TestdevWire, public ::testing::WithParamInterface<testdev::Command> {
+protected:
+    UnansweredDma() : TestdevWire({"--unmap-timeout=4000", "--access-timeout=4000", "testdev"}) {}
+
+    /// Starts a transfer that is left waiting for the peer.
+    void start_and_hold()
+    {
+        use_msix();
+        map();
+        client.on_dma([&](Message message) { held.push_back(std::move(message)); });
+        start(GetParam(), ram.address(), ram.address(), kSize);
+        ASSERT_TRUE(client.serve_until([&] { return !held.empty(); }));
     }
-    EXPECT_EQ(client.read<std::uint32_t>(0, kRegId), kId);
+    void map() { ASSERT_EQ(client.dma_map(ram.address(), ram.size(), 0, kMapRead | kMapWrite, -1), 0); }
+    /// Answers at last; from then on as usual.
+    void answer()
+    {
+        client.serve_memory(ram);
+        client.on_dma(nullptr);
+        for (const auto &message : std::exchange(held, {})) {
+            client.answer_dma(message);
+        }
+    }
+    void expect_alive()
+    {
+        use_msix();
+        EXPECT_EQ(transfer(GetParam(), ram.address(), ram.address(), kSize), kDone);
+        EXPECT_EQ(client.unclaimed_replies(), 0u) << "late replies are not refused";
+        EXPECT_EQ(loopback.process().errors().find("in time"), std::string::npos) << loopback.process().errors();
+    }
+
+    static constexpr std::uint64_t kSize = 64 * 1024;  // one command
+    GuestRam ram{0x100000, kSize};
+    std::vector<Message> held;
+};
+
+INSTANTIATE_TEST_SUITE_P(ReadAndWrite, UnansweredDma, ::testing::Values(testdev::kChecksum, testdev::kFill),
+                         [](const auto &suite) { return suite.param == testdev::kFill ? "Write" : "Read"; });
+
+//= VVFU-OP-4
+//= VVFU-DMA-5
+//= VVFU-DMA-7
+//= type=test
+TEST_P(UnansweredDma, DoesNotHoldUpAReset)
+{
+    start_and_hold();
+    EXPECT_EQ(client.reset(), 0);
+    EXPECT_EQ(vectors[5].take(), 0u) << "the transfer ended with the reset, not before";
+    EXPECT_EQ(client.read<std::uint32_t>(0, kRegStatus), kIdle);
+    answer();
+    expect_alive();
+}
+
+//= VVFU-OP-4
+//= VVFU-DMA-5
+//= VVFU-DMA-7
+//= type=test
+TEST_P(UnansweredDma, DoesNotHoldUpAnUnmap)
+{
+    start_and_hold();
+    EXPECT_EQ(client.dma_unmap(ram.address(), ram.size()), 0);
+    ASSERT_TRUE(client.serve_until([&] { return vectors[5].take() != 0; }, vectors[5].fd()));
+    EXPECT_EQ(client.read<std::uint32_t>(0, kRegStatus), kFault);
+    answer();
+    map();
+    expect_alive();
+}
+
+//= VVFU-DMA-5
+//= type=test
+TEST_P(UnansweredDma, DoesNotHoldUpAnUnmapOfEverything)
+{
+    start_and_hold();
+    EXPECT_EQ(client.dma_unmap(0, 0, kUnmapAll), 0);
+    ASSERT_TRUE(client.serve_until([&] { return vectors[5].take() != 0; }, vectors[5].fd()));
+    EXPECT_EQ(client.read<std::uint32_t>(0, kRegStatus), kFault);
+    answer();
+    map();
+    expect_alive();
 }
 
 TEST_F(TestdevWire, PeerKilledDuringDmaLeavesNothingBehind)
