@@ -229,6 +229,11 @@ void vvfu_core_notification_fired(VvfuCore *core, uint64_t now_ns, unsigned inde
     core->core->notification_fired(time(now_ns), index);
 }
 
+void vvfu_core_log(VvfuCore *core, uint64_t now_ns, int level, const char *kind, const char *text)
+{
+    core->core->log(time(now_ns), core::LogLevel{level}, kind, text);
+}
+
 uint64_t vvfu_core_next_deadline(const VvfuCore *core)
 {
     const auto deadline = core->core->next_deadline();

@@ -31,7 +31,7 @@ void Core::Impl::settle(Nanoseconds now)
             return;
         }
         if (guest_.overrun()) {
-            log_.write(LogLevel::error, "the device guest takes no requests: session given up");
+            log_.write(LogLevel::error, "requests not taken", "the device guest takes no requests: session given up");
             session_->end(control::DownReason::host_error);
         }
         if (session_->ended()) {
@@ -80,7 +80,7 @@ void Core::Impl::end_session(Nanoseconds now, control::DownReason reason)
         guest_.drop_session();
     }
     if (begun) {
-        log_.write(LogLevel::info,
+        log_.write(LogLevel::info, "a session ended",
                    "session " + std::to_string(ended->epoch()) + " ended: " + std::string{control::name(reason)});
     }
     if (announced) {
@@ -124,7 +124,7 @@ void Core::Impl::break_device(std::string_view reason)
     withdraw();
     port_.device_broken(reason);
     // Last: it may be memory that has run out.
-    log_.write(LogLevel::error, "device broken: " + std::string{reason});
+    log_.write(LogLevel::error, "the device broke", "device broken: " + std::string{reason});
     port_.state_changed();
 }
 
@@ -167,7 +167,8 @@ int Core::Impl::peer_connected(Nanoseconds now, const PeerCredentials &credentia
     //= VVFU-SESSION-2
     //# The device MUST serve at most one peer at a time.
     if (session_) {
-        log_.once(LogLevel::warning, "second peer", "a second peer was refused: one is served already");
+        log_.write(LogLevel::warning, "a second peer was refused",
+                   "a second peer was refused, " + describe(credentials) + ": one is served already");
         return -EBUSY;
     }
     log_.forget();
@@ -184,7 +185,8 @@ void Core::Impl::peer_closed(Nanoseconds now, int error)
         return;
     }
     if (error != 0) {
-        log_.write(LogLevel::warning, std::string{"connection to the peer: "} + std::strerror(error));
+        log_.write(LogLevel::warning, "a connection failed",
+                   std::string{"connection to the peer: "} + std::strerror(error));
     }
     end_session(now, control::DownReason::peer_closed);
 }
@@ -372,8 +374,8 @@ void Core::notification_fired(Nanoseconds now, unsigned index)
 
 Nanoseconds Core::next_deadline() const
 {
-    const auto guest = impl_->guest_.next_deadline();
-    return impl_->session_ ? std::min(guest, impl_->session_->next_deadline()) : guest;
+    const auto own = std::min(impl_->guest_.next_deadline(), impl_->log_.next_deadline());
+    return impl_->session_ ? std::min(own, impl_->session_->next_deadline()) : own;
 }
 
 void Core::tick(Nanoseconds now)
@@ -384,6 +386,16 @@ void Core::tick(Nanoseconds now)
             impl_->session_->tick(now);
         }
     });
+}
+
+void Core::log(Nanoseconds now, LogLevel level, std::string_view kind, std::string_view text) noexcept
+{
+    try {
+        impl_->log_.tick(now);
+        impl_->log_.write(level, kind, text);
+    } catch (const std::exception &) {
+        // Not even memory for a log line.
+    }
 }
 
 CoreState Core::state() const

@@ -204,7 +204,8 @@ void Core::Impl::peer_close(Nanoseconds now, std::uint64_t token, const control:
     if (const auto status = check_session(header); status != Status::ok) {
         return answer(token, header, status);
     }
-    log_.write(LogLevel::info, "the device guest closes the session: " + control::decode_text(payload));
+    log_.write(LogLevel::info, "the device guest closed a session",
+               "the device guest closes the session: " + control::decode_text(payload));
     //= VVFU-CLOSE-1
     //# The device MUST close the connection to the peer before it answers PEER_CLOSE with OK.
     end_session(now, control::DownReason::guest_closed);

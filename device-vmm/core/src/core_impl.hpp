@@ -36,10 +36,11 @@ public:
     template <typename Body>
     void enter(Nanoseconds now, const Body &body) noexcept
     {
-        if (broken_) {
-            return;  // until driver_reset()
-        }
         try {
+            log_.tick(now);
+            if (broken_) {
+                return;  // until driver_reset()
+            }
             body();
             settle(now);
         } catch (const std::exception &error) {

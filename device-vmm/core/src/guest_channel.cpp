@@ -99,7 +99,7 @@ void GuestChannel::reply(Nanoseconds now, unsigned queue, control::Bytes message
     //= VVFU-MSG-7
     if (match == decltype(match)::unknown) {
         ++counters_.unknown_replies;
-        return log_.once(LogLevel::warning, "unknown reply",
+        return log_.once(LogLevel::warning, "unknown reply of the guest",
                          "reply to an unknown, answered or expired request ignored (type " +
                              std::string{control::name(header->type)} + ")");
     }
@@ -155,7 +155,7 @@ void GuestChannel::tick(Nanoseconds now)
             queued->cancelled = true;
         }
         ++counters_.deadline_expiries;
-        log_.once(LogLevel::warning, "deadline",
+        log_.once(LogLevel::warning, "deadline of the guest",
                   "the device guest did not answer " + std::string{control::name(entry->type)} + " in time");
         expire(now, entry->context);
     }

@@ -153,7 +153,7 @@ bool PeerDma::reply(const Message &message)
     if (expired != expired_.end() && expired->second == message.header.command) {
         expired_.erase(expired);
         ++counters_.unknown_replies;
-        log_.once(LogLevel::warning, "late peer reply", "late reply of the peer to a DMA command ignored");
+        log_.once(LogLevel::warning, "late reply of the peer", "late reply of the peer to a DMA command ignored");
         return true;
     }
     const auto it = pieces_.find(id);
@@ -169,7 +169,7 @@ bool PeerDma::reply(const Message &message)
         const auto status = take(piece, message);
         piece.operation->completed += piece.access.count;
         if (status != Status::ok) {
-            log_.once(LogLevel::warning, "peer dma error", "the peer failed a DMA command");
+            log_.once(LogLevel::warning, "DMA failed by the peer", "the peer failed a DMA command");
             finish(piece.operation, status);
         } else if (piece.operation->completed == piece.operation->count) {
             finish(piece.operation, Status::ok);
@@ -206,7 +206,7 @@ void PeerDma::tick(Nanoseconds now)
         }
         //= VVFU-DEADLINE-1
         ++counters_.deadline_expiries;
-        log_.once(LogLevel::warning, "dma deadline", "the peer did not answer a DMA command in time");
+        log_.once(LogLevel::warning, "DMA not answered", "the peer did not answer a DMA command in time");
         finish(operation, Status::timeout);
     }
     std::erase_if(pieces_, [&](const auto &entry) {

@@ -148,7 +148,7 @@ bool PeerMemory::place(MemoryInfo &info, const vfio_user::DmaMap &request, int f
     //= VVFU-WINDOW-2
     if (const int rc = port_.window_map(*offset, info.size, protection(access), fd, request.offset); rc < 0) {
         window_.release(*offset);
-        log_.once(LogLevel::warning, "window_map",
+        log_.once(LogLevel::warning, "memory not mapped",
                   "peer memory " + range_text(info) + " cannot be mapped: " + std::strerror(-rc));
         return true;
     }

@@ -67,8 +67,8 @@ void Session::tick(Nanoseconds now)
     //= VVFU-SESSION-9
     if (state_ == State::awaiting_version && handshake_deadline_ <= now) {
         ++env_.counters.deadline_expiries;
-        env_.log.write(LogLevel::warning, "peer pid " + std::to_string(credentials_.pid) +
-                                              " sent no complete VERSION command in time: connection closed");
+        env_.log.write(LogLevel::warning, "a peer did not complete VERSION",
+                       "peer " + describe(credentials_) + " did not complete VERSION in time");
         end(DownReason::protocol_error);
     }
     dma_.tick(now);
@@ -85,7 +85,7 @@ void Session::take_reply(const Message &message)
     const auto command = message.header.kind();
     if (command == Command::dma_read || command == Command::dma_write) {
         ++env_.counters.unknown_replies;
-        return env_.log.once(LogLevel::warning, "unknown peer reply",
+        return env_.log.once(LogLevel::warning, "unknown reply of the peer",
                              "reply of the peer to an unknown command ignored");
     }
     // Replies are read even while nothing is dispatched, so the limit on what the peer does not read counts here too.
@@ -263,7 +263,8 @@ void Session::announce(Nanoseconds now, const vfio_user::Version &version)
         now, Type::peer, epoch_, env_.config.access_timeout,
         [this](const GuestReply &reply) {
             if (!reply.expired && reply.status != Status::ok) {
-                env_.log.write(LogLevel::warning, "the device guest refused the peer: " + reply.text);
+                env_.log.write(LogLevel::warning, "the device guest refused a peer",
+                               "the device guest refused the peer: " + reply.text);
                 end(DownReason::guest_closed);
             }
             return reply.payload.empty();
@@ -314,8 +315,8 @@ void Session::accept(const Header &request, std::uint16_t minor)
         vfio_user::finish(scratch_);
         env_.port.send(scratch_, {});
     }
-    env_.log.write(LogLevel::info, "session " + std::to_string(epoch_) + " begins: peer pid " +
-                                       std::to_string(credentials_.pid) + " uid " + std::to_string(credentials_.uid));
+    env_.log.write(LogLevel::info, "a session began",
+                   "session " + std::to_string(epoch_) + " begins: peer " + describe(credentials_));
     env_.port.state_changed();
 }
 

@@ -4,11 +4,15 @@
 // flood.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <set>
 #include <string>
 #include <string_view>
 
+#include "vvfu/base/rate_limit.hpp"
 #include "vvfu/core/core.hpp"
 #include "vvfu/core/port.hpp"
 
@@ -21,24 +25,75 @@ struct Counters {
     std::uint64_t unknown_replies = 0;
 };
 
-/// Log with a rate limit: what a peer or guest can repeat is logged once per kind until forget().
+/// For logs.
+inline std::string describe(const PeerCredentials &credentials)
+{
+    return "pid " + std::to_string(credentials.pid) + " uid " + std::to_string(credentials.uid);
+}
+
+/// Log that neither peer nor guest can flood: of each kind of line RateLimit admits some, the others become a number.
 class Log {
 public:
     explicit Log(Port &port) : port_(port) {}
 
-    void write(LogLevel level, std::string_view text) { port_.log(level, text); }
-    /// `kind` is a string literal that names the kind of event.
-    void once(LogLevel level, const char *kind, std::string_view text)
+    /// `kind`: one of a bounded set, in words that fit behind "5 more times: ". Debug lines are not limited: whoever
+    /// asks for them wants them all.
+    void write(LogLevel level, std::string_view kind, std::string_view text)
     {
-        if (seen_.insert(kind).second) {
+        if (level == LogLevel::debug || admit(level, kind)) {
             port_.log(level, text);
         }
     }
-    /// A new session, or a new driver: everything may be logged again.
+    /// As write(), and of each kind only the first line since forget().
+    void once(LogLevel level, std::string_view kind, std::string_view text)
+    {
+        if (!seen_.contains(kind)) {
+            seen_.emplace(kind);
+            write(level, kind, text);
+        }
+    }
+    /// A new session, or a new driver.
     void forget() { seen_.clear(); }
 
+    /// Sets the time of what is written next, and reports what was kept back.
+    void tick(Nanoseconds now)
+    {
+        now_ = now;
+        if (now < due_) {
+            return;
+        }
+        due_ = kNever;
+        for (auto &[name, kind] : kinds_) {
+            if (const auto count = kind.limit.take_kept_back(now); count != 0) {
+                port_.log(kind.level, std::to_string(count) + " more times: " + name);
+            }
+            due_ = std::min(due_, kind.limit.due());
+        }
+    }
+    /// When tick() has something to report.
+    [[nodiscard]] Nanoseconds next_deadline() const noexcept { return due_; }
+
 private:
+    struct Kind {
+        LogLevel level{};
+        RateLimit limit;
+    };
+
+    bool admit(LogLevel level, std::string_view name)
+    {
+        auto it = kinds_.find(name);
+        if (it == kinds_.end()) {
+            it = kinds_.emplace(name, Kind{level, {}}).first;
+        }
+        const bool admitted = it->second.limit.admit(now_);
+        due_ = std::min(due_, it->second.limit.due());
+        return admitted;
+    }
+
     Port &port_;
+    Nanoseconds now_{};
+    Nanoseconds due_ = kNever;
+    std::map<std::string, Kind, std::less<>> kinds_;
     std::set<std::string, std::less<>> seen_;
 };
 

@@ -356,7 +356,8 @@ void DeviceSide::settle()
     update_interest();
     if (queue_failure_ && !needs_reset()) {
         // The core has no part in the rings: for it the driver is gone until it resets the device.
-        spdlog::error("[loopback] the driver broke a queue: {}", *queue_failure_);
+        core_->log(Reactor::now(), core::LogLevel::error, "a queue broke",
+                   "the driver broke a queue: " + *queue_failure_);
         core_->driver_reset(Reactor::now());
         control_chains_.clear();
         set_needs_reset();
@@ -415,7 +416,8 @@ void DeviceSide::on_connection()
     if (!fd) {
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
             // The connection stays in the listener's queue: look again when something may have been freed.
-            spdlog::error("[loopback] cannot accept a connection: {}", std::strerror(errno));
+            core_->log(Reactor::now(), core::LogLevel::error, "no connection could be accepted",
+                       std::string{"cannot accept a connection: "} + std::strerror(errno));
             const int listener = resources_.listener.fd();
             reactor_->modify(listener, 0);
             reactor_->after(kAcceptRetry, [this, listener] {
@@ -429,8 +431,7 @@ void DeviceSide::on_connection()
     const auto credentials = credentials_of(fd.get());
     //= VVFU-SESSION-2
     //# The device MUST serve at most one peer at a time.
-    if (peer_ || core_->peer_connected(Reactor::now(), credentials) != 0) {
-        spdlog::warn("[loopback] refused a second peer, pid {} uid {}", credentials.pid, credentials.uid);
+    if (core_->peer_connected(Reactor::now(), credentials) != 0) {
         settle();
         return;
     }
@@ -550,7 +551,8 @@ void DeviceSide::update_interest()
     }
     if (peer_events_ == 0) {
         if (!reactor_->watch(peer_->fd(), wanted, [this](std::uint32_t events) { on_peer(events); })) {
-            spdlog::error("[loopback] cannot watch the peer's socket");
+            core_->log(Reactor::now(), core::LogLevel::error, "a socket could not be watched",
+                       "cannot watch the peer's socket");
             drop_peer();
             core_->peer_closed(Reactor::now(), ENOSPC);
             return;
@@ -598,7 +600,8 @@ void DeviceSide::notification_set(unsigned index, int fd)
     if (reactor_->watch(fd, EPOLLIN | EPOLLET, fired)) {
         notifications_.emplace(index, fd);
     } else {
-        spdlog::warn("[loopback] cannot watch notification {}", index);
+        core_->log(Reactor::now(), core::LogLevel::warning, "a notification could not be watched",
+                   "cannot watch notification " + std::to_string(index));
     }
 }
 

@@ -3,10 +3,12 @@
 // Lifecycle: driver, device, sessions; the control queue; broken guests.
 #include "vvfu/core/core.hpp"
 
+#include <algorithm>
 #include <cerrno>
 
 #include "core_fixture.hpp"
 #include "no_memory.hpp"
+#include "vvfu/base/rate_limit.hpp"
 
 namespace vvfu::test {
 namespace {
@@ -632,6 +634,82 @@ TEST_F(BrokenGuestTest, AMapForWhichThereIsNotEnoughMemoryLeavesNothingInTheWind
     EXPECT_TRUE(scarce.window.empty());
     EXPECT_TRUE(scarce.broken.has_value());
     EXPECT_STREQ("broken", other->state().state);
+}
+
+// ---- what others can make the core say ----
+
+class CoreLogTest : public CoreLifecycleTest {
+protected:
+    std::size_t count(std::string_view part) const
+    {
+        return static_cast<std::size_t>(std::count_if(port.lines.begin(), port.lines.end(), [&](const auto &line) {
+            return line.text.find(part) != std::string::npos;
+        }));
+    }
+};
+
+TEST_F(CoreLogTest, AFloodOfConnectionsBecomesAFewLinesAndANumber)
+{
+    start_session();
+    for (int i = 0; i < 1000; ++i) {
+        EXPECT_EQ(-EBUSY, core->peer_connected(now, {7, 8, 9}));
+    }
+    EXPECT_EQ(RateLimit::kBurst, count("a second peer was refused, pid 7 uid 8"));
+    EXPECT_EQ(now + RateLimit::kInterval, core->next_deadline());
+    advance(RateLimit::kInterval - 1ns);
+    EXPECT_EQ(0u, count("more times"));
+    advance(1ns);
+    EXPECT_EQ(std::to_string(1000 - RateLimit::kBurst) + " more times: a second peer was refused",
+              port.lines.back().text);
+    EXPECT_EQ(core::LogLevel::warning, port.lines.back().level);
+    EXPECT_EQ(kNever, core->next_deadline());
+    EXPECT_EQ(-EBUSY, core->peer_connected(now, {7, 8, 9}));
+    EXPECT_EQ(RateLimit::kBurst + 1, count("pid 7"));
+}
+
+TEST_F(CoreLogTest, AFloodOfSessionsBecomesAFewLinesAndANumber)
+{
+    create();
+    device_add(sample_device());
+    for (int i = 0; i < 100; ++i) {
+        begin_session();
+        ASSERT_EQ(0, map(0, 2 << 20));  // memory without a file: a line of its own, once per session
+        core->peer_closed(now, 0);
+        answer_all();
+    }
+    EXPECT_EQ(RateLimit::kBurst, count(" begins: "));
+    EXPECT_EQ(RateLimit::kBurst, count(" ended: "));
+    EXPECT_EQ(RateLimit::kBurst, count("by messages only"));
+    advance(RateLimit::kInterval);
+    EXPECT_EQ(3u, count(" more times: "));
+}
+
+TEST_F(CoreLogTest, AGuestThatBreaksTheDeviceAgainAndAgainIsCounted)
+{
+    create();
+    for (int i = 0; i < 100; ++i) {
+        core->reply(now, 2, filled(5, 0));
+        core->driver_reset(now);
+        core->driver_ok(now);
+    }
+    EXPECT_EQ(RateLimit::kBurst, count("device broken"));
+    core->reply(now, 2, filled(5, 0));
+    advance(RateLimit::kInterval);  // reported while broken, too
+    EXPECT_EQ(1u, count(" more times: the device broke"));
+    EXPECT_EQ(kNever, core->next_deadline());
+}
+
+TEST_F(CoreLogTest, ThePortsOwnLinesHaveTheSameLimit)
+{
+    create();
+    for (int i = 0; i < 100; ++i) {
+        core->log(now, core::LogLevel::error, "nothing was accepted", "cannot accept");
+    }
+    EXPECT_EQ(RateLimit::kBurst, count("cannot accept"));
+    for (int i = 0; i < 100; ++i) {
+        core->log(now, core::LogLevel::debug, "detail", "a detail");
+    }
+    EXPECT_EQ(100u, count("a detail"));
 }
 
 TEST_F(BrokenGuestTest, ThrowingPortsBreakTheDeviceInsteadOfTheProgram)

@@ -66,7 +66,8 @@ public:
     /// control chains that are still open are dead: complete_control() is not called for them.
     void driver_reset(Nanoseconds now);
     /// A control-queue chain: `message` is a private copy of its readable part (at most kMaxMessageSize),
-    /// `reply_capacity` the bytes of its writable part. Completed once through Port::complete_control(), in this call or later.
+    /// `reply_capacity` the bytes of its writable part. Completed once through Port::complete_control(), in this call
+    /// or later.
     void control_request(Nanoseconds now, std::uint64_t token, std::span<const std::byte> message,
                          std::size_t reply_capacity);
     /// A message from a reply queue (a private copy).
@@ -95,6 +96,13 @@ public:
     [[nodiscard]] bool doorbell_pending(unsigned index) const noexcept;
     /// A watched notification eventfd fired and the guest selected no vector for it.
     void notification_fired(Nanoseconds now, unsigned index);
+
+    // ---- log ----
+
+    /// A line of the port itself about what a peer or guest can repeat: limited like the core's own, and written by
+    /// Port::log(). Lines of one `kind` (of a bounded set, in words that fit behind "5 more times: ") share a limit.
+    /// The only call that a port may make from inside a Port call.
+    void log(Nanoseconds now, LogLevel level, std::string_view kind, std::string_view text) noexcept;
 
     // ---- time ----
 

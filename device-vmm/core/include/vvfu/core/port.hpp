@@ -2,7 +2,7 @@
 //
 // What the core asks of the program that hosts it. A port (QEMU, loopback, a test) implements this class
 // and owns every socket, thread, mapping and clock; the core calls it synchronously, from inside one of
-// its own entry points, and a port never calls the core back from such a call.
+// its own entry points, and a port never calls the core back from such a call, but for Core::log().
 #pragma once
 
 #include <cstddef>

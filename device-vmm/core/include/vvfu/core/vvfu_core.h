@@ -5,7 +5,7 @@
  *
  *  - One thread at a time. vvfu_core_doorbell_written() and vvfu_core_doorbell_pending() are the
  *    exceptions: any thread may call them.
- *  - Port callbacks run inside vvfu_core_* calls and must not call vvfu_core_* back.
+ *  - Port callbacks run inside vvfu_core_* calls and must not call vvfu_core_* back, except vvfu_core_log().
  *  - No C++ exception crosses this interface. If the core itself fails (out of memory) it logs the
  *    cause, ends the session and reports the device broken.
  *  - now_ns is CLOCK_MONOTONIC in nanoseconds.
@@ -106,6 +106,9 @@ void vvfu_core_send_drained(VvfuCore *core, uint64_t now_ns); /* send_backlog() 
 void vvfu_core_doorbell_written(VvfuCore *core, unsigned index);
 bool vvfu_core_doorbell_pending(const VvfuCore *core, unsigned index);
 void vvfu_core_notification_fired(VvfuCore *core, uint64_t now_ns, unsigned index);
+
+/* A line of the port itself, limited per kind and written by the log callback. */
+void vvfu_core_log(VvfuCore *core, uint64_t now_ns, int level, const char *kind, const char *text);
 
 /* time: UINT64_MAX when there is nothing to wait for */
 uint64_t vvfu_core_next_deadline(const VvfuCore *core);
