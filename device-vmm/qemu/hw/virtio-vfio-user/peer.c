@@ -9,7 +9,6 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include "qemu/cutils.h"
-#include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "qemu/sockets.h"
 #include "qemu/units.h"
@@ -386,8 +385,11 @@ static void vvfu_acceptable(void *opaque)
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
             errno == ENOMEM) {
             /* The connection stays acceptable: watching would spin. */
-            warn_report_once("virtio-vfio-user: cannot accept a peer: %s",
-                             strerror(errno));
+            g_autofree char *text = g_strdup_printf("cannot accept a peer: %s",
+                                                    strerror(errno));
+
+            vvfu_core_log(s->core, vvfu_now(), VVFU_LOG_WARNING,
+                          "no peer could be accepted", text);
             vvfu_watch_listener(s, false);
             timer_mod_ns(s->peer.accept_retry,
                          vvfu_now() + VVFU_ACCEPT_RETRY_NS);

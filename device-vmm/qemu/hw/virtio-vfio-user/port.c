@@ -15,6 +15,17 @@
  * the rest. */
 #define VVFU_MAX_ROUNDS 16
 
+void vvfu_mark_broken(VirtioVfioUser *s)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(s);
+
+    if (virtio_vdev_has_feature(vdev, VIRTIO_F_VERSION_1)) {
+        vdev->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        virtio_notify_config(vdev);
+    }
+    vdev->broken = true;
+}
+
 static void vvfu_device_broken(void *opaque, const char *reason)
 {
     VirtioVfioUser *s = opaque;
@@ -22,7 +33,7 @@ static void vvfu_device_broken(void *opaque, const char *reason)
     trace_virtio_vfio_user_broken(reason);
     s->core_knows_broken = true;
     if (!s->unrealized) {
-        virtio_error(VIRTIO_DEVICE(s), "virtio-vfio-user: %s", reason);
+        vvfu_mark_broken(s);
     }
 }
 
@@ -208,9 +219,9 @@ void vvfu_check_broken(VirtioVfioUser *s)
 {
     if (VIRTIO_DEVICE(s)->broken && !s->core_knows_broken) {
         s->core_knows_broken = true;
-        vvfu_log(s, VVFU_LOG_ERROR,
-                 "the guest's virtqueues are malformed: the session ends "
-                 "until the guest resets the device");
+        vvfu_core_log(s->core, vvfu_now(), VVFU_LOG_ERROR, "a queue broke",
+                      "the guest's virtqueues are malformed: the session ends "
+                      "until the guest resets the device");
         vvfu_enter(s);
         vvfu_core_driver_reset(s->core, vvfu_now());
         vvfu_leave(s);

@@ -22,8 +22,12 @@ static ssize_t vvfu_copy_message(VirtioVfioUser *s, VirtQueueElement *element)
     size_t length = iov_size(element->out_sg, element->out_num);
 
     if (length > VVFU_MAX_MESSAGE_SIZE) {
-        virtio_error(VIRTIO_DEVICE(s), "virtio-vfio-user: message of %zu bytes",
-                     length);
+        g_autofree char *text =
+            g_strdup_printf("the guest sent a message of %zu bytes", length);
+
+        vvfu_core_log(s->core, vvfu_now(), VVFU_LOG_ERROR,
+                      "a message was too long", text);
+        vvfu_mark_broken(s);
         return -1;
     }
     return iov_to_buf(element->out_sg, element->out_num, 0, s->message, length);

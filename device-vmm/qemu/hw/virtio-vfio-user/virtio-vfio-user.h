@@ -170,6 +170,9 @@ void vvfu_core_stop(VirtioVfioUser *s);
  */
 void vvfu_enter(VirtioVfioUser *s);
 void vvfu_leave(VirtioVfioUser *s);
+/* As virtio_error(), but without its line: the guest can provoke those without
+ * end. Say why with vvfu_core_log(), which is limited. */
+void vvfu_mark_broken(VirtioVfioUser *s);
 /* Ends the session because QEMU's virtio core found the device broken. */
 void vvfu_check_broken(VirtioVfioUser *s);
 
