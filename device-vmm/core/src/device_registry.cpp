@@ -14,9 +14,9 @@ constexpr std::uint64_t kPage = 4096;
 /// The largest BAR that 64-bit PCI addressing leaves room for; keeps every sum of offsets below 2^64.
 constexpr std::uint64_t kMaxRegionSize = std::uint64_t{1} << 56;
 
-using Problem = std::optional<Refusal>;
+using Problem = std::optional<DeviceRefusal>;
 
-Refusal invalid(std::string reason)
+DeviceRefusal invalid(std::string reason)
 {
     return {Status::invalid, std::move(reason)};
 }
@@ -141,7 +141,7 @@ Problem check_flags(const control::DeviceInfo &info)
 }  // namespace
 
 //= VVFU-DEVICE-1
-Expected<Device, Refusal> make_device(const control::DeviceInfo &info, const CoreConfig &config)
+Expected<Device, DeviceRefusal> make_device(const control::DeviceInfo &info, const CoreConfig &config)
 {
     Device device;
     device.flags = info.flags;

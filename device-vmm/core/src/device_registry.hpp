@@ -36,11 +36,11 @@ struct Device {
     }
 };
 
-struct Refusal {
+struct DeviceRefusal {
     control::Status status = control::Status::invalid;
     std::string reason;
 };
 
-[[nodiscard]] Expected<Device, Refusal> make_device(const control::DeviceInfo &info, const CoreConfig &config);
+[[nodiscard]] Expected<Device, DeviceRefusal> make_device(const control::DeviceInfo &info, const CoreConfig &config);
 
 }  // namespace vvfu::core

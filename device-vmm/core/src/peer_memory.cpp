@@ -2,7 +2,6 @@
 #include "peer_memory.hpp"
 
 #include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <string>
 
@@ -18,13 +17,6 @@ using control::Type;
 constexpr std::uint64_t kPage = 4096;
 /// Smaller ranges without a file are ROMs and the device's own BARs, which stock QEMU maps like that.
 constexpr std::uint64_t kNoteworthySize = std::uint64_t{1} << 20;
-
-std::string hex(std::uint64_t value)
-{
-    char text[19];
-    std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
-    return text;
-}
 
 std::string range_text(const MemoryInfo &info)
 {
@@ -59,29 +51,39 @@ bool PeerMemory::overlaps(std::uint64_t address, std::uint64_t size) const
     return next != ranges_.begin() && std::prev(next)->second.last() >= address;
 }
 
-int PeerMemory::check_map(const vfio_user::DmaMap &request, std::size_t fds) const
+Refusal PeerMemory::check_map(const vfio_user::DmaMap &request, std::size_t fds) const
 {
-    if ((request.flags & ~(vfio_user::kDmaRead | vfio_user::kDmaWrite)) != 0 || fds > 1 || request.size == 0) {
-        return EINVAL;
+    if ((request.flags & ~(vfio_user::kDmaRead | vfio_user::kDmaWrite)) != 0) {
+        return {EINVAL, "undefined flags", {{"flags", request.flags}}};
     }
-    if (request.address + (request.size - 1) < request.address || request.offset + request.size < request.offset) {
-        return EINVAL;
+    if (fds > 1) {
+        return {EINVAL, "more than one file descriptor", {{"number", fds}}};
+    }
+    const std::vector<Refusal::Value> range = {{"address", request.address}, {"size", request.size}};
+    if (request.size == 0 || request.address + (request.size - 1) < request.address) {
+        return {EINVAL, "an empty range, or one that wraps", range};
+    }
+    if (request.offset + request.size < request.offset) {
+        return {EINVAL, "a file range that wraps", {{"offset", request.offset}, {"size", request.size}}};
     }
     if (request.size > kMaxRangeSize) {
-        return ENOSPC;
+        return {ENOSPC, "more than 8 TiB", range};
     }
     if (overlaps(request.address, request.size)) {
-        return EEXIST;
+        return {EEXIST, "overlaps a range", range};
     }
     // Those being removed count: they hold window space and requests.
-    return ranges_.size() + removing_.size() >= vfio_user::kMaxDmaMaps ? EINVAL : 0;
+    if (ranges_.size() + removing_.size() >= vfio_user::kMaxDmaMaps) {
+        return {EINVAL, "too many ranges", {{"limit", vfio_user::kMaxDmaMaps}}};
+    }
+    return {};
 }
 
 PeerMemory::Map PeerMemory::map(Nanoseconds now, std::uint32_t epoch, const vfio_user::DmaMap &request,
                                 std::span<Fd> fds, Done done)
 {
-    if (const int error = check_map(request, fds.size())) {
-        done(error);
+    if (const auto refusal = check_map(request, fds.size())) {
+        done(refusal);
         return Map::taken;
     }
     MemoryInfo info;
@@ -172,7 +174,7 @@ void PeerMemory::announce(Nanoseconds now, std::uint32_t epoch, Range &range, Do
                           "the device guest refused memory " + range_text(info) + ": " + reply.text);
                 refused_by_guest(info.address, id);
             }
-            done(refused ? EIO : 0);
+            done(refused ? Refusal{EIO, "the device guest refused the range", {{"address", info.address}}} : Refusal{});
             return reply.payload.empty();
         },
         [&](control::Buffer &out) { control::append(out, info); });
@@ -192,7 +194,7 @@ void PeerMemory::unmap(Nanoseconds now, std::uint32_t epoch, std::uint64_t addre
 {
     const auto it = ranges_.find(address);
     if (it == ranges_.end() || it->second.info.size != size) {
-        return done(ENOENT);
+        return done({ENOENT, "no range was mapped exactly so", {{"address", address}, {"size", size}}});
     }
     remove(now, epoch, it, std::move(done));
 }
@@ -200,12 +202,12 @@ void PeerMemory::unmap(Nanoseconds now, std::uint32_t epoch, std::uint64_t addre
 void PeerMemory::unmap_all(Nanoseconds now, std::uint32_t epoch, Done done)
 {
     if (ranges_.empty()) {
-        return done(0);
+        return done({});
     }
     const auto left = std::make_shared<std::size_t>(ranges_.size());
-    const auto one_done = [left, done = std::move(done)](int) {
+    const auto one_done = [left, done = std::move(done)](const Refusal &) {
         if (--*left == 0) {
-            done(0);
+            done({});
         }
     };
     while (!ranges_.empty()) {
@@ -239,7 +241,7 @@ void PeerMemory::remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator i
             }
             //= VVFU-WINDOW-3
             unmap_from_window(removed.mapped(), unseen || !reply.expired ? Guest::let_go : Guest::may_access);
-            done(0);
+            done({});
             return reply.payload.empty();
         },
         [&](control::Buffer &out) { control::append(out, info); });

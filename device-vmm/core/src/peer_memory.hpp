@@ -11,6 +11,7 @@
 #include <span>
 
 #include "guest_channel.hpp"
+#include "refusal.hpp"
 #include "support.hpp"
 #include "vvfu/base/fd.hpp"
 #include "vvfu/protocol/vfio_user.hpp"
@@ -20,8 +21,8 @@ namespace vvfu::core {
 
 class PeerMemory {
 public:
-    /// Called once with 0 or a positive errno, when the peer may get its reply; not after release().
-    using Done = std::function<void(int error)>;
+    /// Called once, when the peer may get its reply; not after release().
+    using Done = std::function<void(const Refusal &)>;
 
     static constexpr std::uint64_t kMaxRangeSize = std::uint64_t{8} << 40;
 
@@ -62,7 +63,7 @@ private:
     };
     using Ranges = std::map<std::uint64_t, Range>;  // by address
 
-    [[nodiscard]] int check_map(const vfio_user::DmaMap &request, std::size_t fds) const;
+    [[nodiscard]] Refusal check_map(const vfio_user::DmaMap &request, std::size_t fds) const;
     [[nodiscard]] bool overlaps(std::uint64_t address, std::uint64_t size) const;
     /// Tries to show a range in the window: sets window_offset, or kMemoryMessageOnly. False: wait.
     bool place(control::MemoryInfo &info, const vfio_user::DmaMap &request, int fd);

@@ -29,6 +29,14 @@ void Session::end(DownReason reason)
     }
 }
 
+void Session::violated(std::string_view what)
+{
+    ++env_.counters.protocol_errors;
+    env_.log.write(LogLevel::warning, "a peer violated the protocol",
+                   "the peer violated the protocol: " + std::string{what});
+    end(DownReason::protocol_error);
+}
+
 void Session::release()
 {
     memory_.release();
@@ -73,7 +81,7 @@ void Session::tick(Nanoseconds now)
     }
     dma_.tick(now);
     if (dma_.exhausted()) {
-        end(DownReason::protocol_error);
+        violated("it left too many DMA commands unanswered");
     }
 }
 
@@ -90,11 +98,10 @@ void Session::take_reply(const Message &message)
     }
     // Replies are read even while nothing is dispatched, so the limit on what the peer does not read counts here too.
     if (env_.port.send_backlog() >= kMaxSendBacklog) {
-        ++env_.counters.protocol_errors;
-        return end(DownReason::protocol_error);
+        return violated("it reads none of its replies");
     }
     // libvfio-user's tests pin an error reply for a reply to nothing (test_unsolicited_reply).
-    refuse(message.header, EINVAL);
+    refuse(message.header, {EINVAL, "a reply to nothing", {}});
 }
 
 bool Session::wants_data() const
@@ -134,25 +141,29 @@ void Session::pump(Nanoseconds now)
 bool Session::dispatch(Nanoseconds now, Message &message)
 {
     const auto &header = message.header;
-    const auto fail = [&](int error, bool fatal) {
-        refuse(header, error);
+    const auto fail = [&](const Refusal &refusal, bool fatal) {
+        refuse(header, refusal);
         if (fatal) {
             end(DownReason::protocol_error);
         }
         return true;
     };
     if (message.out_of_step) {
-        return fail(EINVAL, true);
+        return fail({EINVAL, "impossible message size", {{"size", header.size}}}, true);
     }
     // As libvfio-user: whatever comes instead of VERSION ends the connection.
     const bool first = state_ == State::awaiting_version;
-    if (header.type() != vfio_user::kTypeCommand || message.too_many_fds ||
-        (first && header.kind() != Command::version)) {
-        return fail(EINVAL, first);
+    if (header.type() != vfio_user::kTypeCommand) {
+        return fail({EINVAL, "not a command", {{"flags", header.flags}}}, first);
+    }
+    if (message.too_many_fds) {
+        return fail({EINVAL, "too many file descriptors", {{"limit", vfio_user::kMaxMsgFds}}}, first);
     }
     if (first) {
-        const int error = version(now, message);
-        return error == 0 || fail(error, true);
+        const auto refusal = header.kind() == Command::version
+                                 ? version(now, message)
+                                 : Refusal{EINVAL, "the first command is not VERSION", {{"command", header.command}}};
+        return !refusal || fail(refusal, true);
     }
     Handler handler = nullptr;
     switch (header.kind()) {
@@ -174,28 +185,29 @@ bool Session::dispatch(Nanoseconds now, Message &message)
         case Command::version:    // a second one
         case Command::dma_read:   // server to client only
         case Command::dma_write:  // likewise
-        default: return fail(EINVAL, false);
+        default: return fail({EINVAL, "not a command that may come now", {{"command", header.command}}}, false);
     }
     must_wait_ = false;
-    const int error = (this->*handler)(now, message);
-    if (error != 0) {
-        return fail(error, false);
+    if (const auto refusal = (this->*handler)(now, message)) {
+        return fail(refusal, false);
     }
     return !must_wait_;
 }
 
 // ---- replying ----
 
-void Session::refuse(const Header &request, int error)
+void Session::refuse(const Header &request, const Refusal &refusal)
 {
     ++env_.counters.protocol_errors;
-    env_.log.once(LogLevel::debug, "refused", "command of the peer refused");
+    // Clients ask for what is optional to find out whether it is there.
+    const auto level = refusal.error == ENOTSUP ? LogLevel::debug : LogLevel::warning;
+    env_.log.write(level, std::string{vfio_user::name(request.kind())} + " was refused", describe(request, refusal));
     //= VVFU-OP-1
     //# The device MUST NOT reply to a command of the peer that has NO_REPLY set, not even with an error.
     if (request.no_reply()) {
         return;
     }
-    vfio_user::encode_error(scratch_, request, error);
+    vfio_user::encode_error(scratch_, request, refusal.error);
     env_.port.send(scratch_, {});
 }
 
@@ -229,11 +241,19 @@ void Session::reply_in_order(Nanoseconds now, const Header &request, vfio_user::
 
 // ---- VERSION ----
 
-int Session::version(Nanoseconds now, Message &message)
+Refusal Session::version(Nanoseconds now, Message &message)
 {
     const auto version = vfio_user::decode_version(message.payload);
-    if (!version || version->major != vfio_user::kVersionMajor || !message.fds.empty()) {
-        return EINVAL;
+    if (!version) {
+        return version.error() == vfio_user::DecodeError::bad_value
+                   ? Refusal{EINVAL, "malformed version data", {{"payload size", message.payload.size()}}}
+                   : malformed(message.payload, version.error());
+    }
+    if (version->major != vfio_user::kVersionMajor) {
+        return {EINVAL, "another major version", {{"major", version->major}}};
+    }
+    if (!message.fds.empty()) {
+        return {EINVAL, "with file descriptors", {{"number", message.fds.size()}}};
     }
     state_ = State::negotiating;
     //= VVFU-SESSION-1
@@ -245,7 +265,7 @@ int Session::version(Nanoseconds now, Message &message)
         //= VVFU-FEATURES-1
         version->capabilities.write_multiple.value_or(false) ? control::kFeatureWriteMultiple : std::uint64_t{0};
     negotiate(now, message.header, std::min(version->minor, vfio_user::kVersionMinor), offered & env_.device.features);
-    return 0;
+    return {};
 }
 
 void Session::announce(Nanoseconds now, const vfio_user::Version &version)
@@ -322,50 +342,56 @@ void Session::accept(const Header &request, std::uint16_t minor)
 
 // ---- memory ----
 
-int Session::dma_map(Nanoseconds now, Message &message)
+Refusal Session::dma_map(Nanoseconds now, Message &message)
 {
     const auto request = vfio_user::decode_argsz<vfio_user::DmaMap>(message.payload);
     if (!request) {
-        return EINVAL;
+        return malformed_argsz(message.payload, request.error());
     }
-    auto done = [this, header = message.header](int error) {
-        if (error != 0) {
-            refuse(header, error);
+    auto done = [this, header = message.header](const Refusal &refusal) {
+        if (refusal) {
+            refuse(header, refusal);
         } else {
             send_empty_reply(header);
         }
     };
     const auto result = memory_.map(now, epoch_, *request, message.fds, std::move(done));
     must_wait_ = result == PeerMemory::Map::wait;
-    return 0;
+    return {};
 }
 
 namespace {
 
 /// The checks that libvfio-user's tests pin for DMA_UNMAP.
-bool valid_unmap(const vfio_user::DmaUnmap &request)
+Refusal check_unmap(const vfio_user::DmaUnmap &request)
 {
     if (request.argsz > vfio_user::kMaxDataXferSize) {
-        return false;
+        return {EINVAL, "more than a message holds", {{"argsz", request.argsz}}};
     }
-    switch (request.flags) {
-        case 0: return true;
-        case vfio_user::kUnmapAll: return request.address == 0 && request.size == 0;
-        default: return false;  // dirty pages are not tracked, so GET_DIRTY_BITMAP is invalid too
+    // Dirty pages are not tracked, so GET_DIRTY_BITMAP is invalid too.
+    if ((request.flags & ~vfio_user::kUnmapAll) != 0) {
+        return {EINVAL, "undefined flags", {{"flags", request.flags}}};
     }
+    if (request.flags == vfio_user::kUnmapAll && (request.address != 0 || request.size != 0)) {
+        return {EINVAL, "all ranges, and a certain one", {{"address", request.address}, {"size", request.size}}};
+    }
+    return {};
 }
 
 }  // namespace
 
-int Session::dma_unmap(Nanoseconds now, Message &message)
+Refusal Session::dma_unmap(Nanoseconds now, Message &message)
 {
     const auto request = vfio_user::decode_argsz<vfio_user::DmaUnmap>(message.payload);
-    if (!request || !valid_unmap(*request)) {
-        return EINVAL;
+    if (!request) {
+        return malformed_argsz(message.payload, request.error());
     }
-    auto done = [this, header = message.header, request = *request](int error) {
-        if (error != 0) {
-            return refuse(header, error);
+    if (auto refusal = check_unmap(*request)) {
+        return refusal;
+    }
+    auto done = [this, header = message.header, request = *request](const Refusal &refusal) {
+        if (refusal) {
+            return refuse(header, refusal);
         }
         if (!header.no_reply()) {
             vfio_user::begin_reply(scratch_, header);
@@ -384,7 +410,7 @@ int Session::dma_unmap(Nanoseconds now, Message &message)
     dma_.cancel(Status::fault, [this](std::uint64_t address, std::uint64_t count, bool write) {
         return memory_.check(address, count, write ? control::kMemoryWrite : control::kMemoryRead) != Status::ok;
     });
-    return 0;
+    return {};
 }
 
 Status Session::check_dma(const control::DmaAccess &access, std::uint32_t flag) const
@@ -415,10 +441,10 @@ Status Session::dma_write(Nanoseconds now, const control::DmaData &request, Peer
 
 // ---- reset ----
 
-int Session::device_reset(Nanoseconds now, Message &message)
+Refusal Session::device_reset(Nanoseconds now, Message &message)
 {
     if (!env_.device.resettable()) {
-        return ENOTSUP;
+        return {ENOTSUP, "the device guest registered no reset", {}};
     }
     // Before the guest resets: what rings from then on belongs to the time after.
     //= VVFU-DOORBELL-5
@@ -429,7 +455,7 @@ int Session::device_reset(Nanoseconds now, Message &message)
         [this, header = message.header](const GuestReply &reply) {
             --resets_;
             if (!reply.expired && reply.status != Status::ok) {
-                refuse(header, EIO);
+                refuse(header, {EIO, "the device guest refused the reset", {}});
             } else {
                 send_empty_reply(header);
             }
@@ -440,7 +466,7 @@ int Session::device_reset(Nanoseconds now, Message &message)
     //= VVFU-OP-4
     //= VVFU-DMA-5
     dma_.cancel(Status::busy, [](std::uint64_t, std::uint64_t, bool) { return true; });
-    return 0;
+    return {};
 }
 
 }  // namespace vvfu::core

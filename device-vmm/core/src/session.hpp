@@ -18,6 +18,7 @@
 #include "irq_table.hpp"
 #include "peer_dma.hpp"
 #include "peer_memory.hpp"
+#include "refusal.hpp"
 #include "support.hpp"
 #include "vvfu/protocol/vfio_user.hpp"
 
@@ -77,8 +78,8 @@ public:
 private:
     enum class State { awaiting_version, negotiating, connected };
     using Header = vfio_user::Header;
-    /// An errno, or 0 when the handler has sent or will send the reply.
-    using Handler = int (Session::*)(Nanoseconds, Message &);
+    /// Not refused: the handler has sent or will send the reply.
+    using Handler = Refusal (Session::*)(Nanoseconds, Message &);
 
     /// Commands kept while DMA commands of ours are outstanding: their replies must not be stuck behind them.
     static constexpr std::size_t kMaxKeptBytes = 2 * 1024 * 1024;
@@ -88,11 +89,13 @@ private:
     static constexpr std::size_t kMaxReadBytes = 8 * 1024 * 1024;
 
     // session.cpp
+    /// The peer did what cannot be answered with an error.
+    void violated(std::string_view what);
     void take_reply(const Message &message);
     [[nodiscard]] bool may_dispatch() const;
     /// False: the command has to wait; nothing was done.
     bool dispatch(Nanoseconds now, Message &message);
-    void refuse(const Header &request, int error);
+    void refuse(const Header &request, const Refusal &refusal);
     /// `reply` without its size; with_region_fd: the region memory's file goes with it.
     void send_reply(const Header &request, vfio_user::Buffer reply, bool with_region_fd = false);
     void send_empty_reply(const Header &request);
@@ -100,37 +103,37 @@ private:
     void reply_in_order(Nanoseconds now, const Header &request, vfio_user::Buffer reply);
     template <typename Value>
     [[nodiscard]] static vfio_user::Buffer reply_with(const Header &request, const Value &value);
-    int version(Nanoseconds now, Message &message);
+    Refusal version(Nanoseconds now, Message &message);
     void announce(Nanoseconds now, const vfio_user::Version &version);
     void negotiate(Nanoseconds now, const Header &request, std::uint16_t minor, std::uint64_t offered);
     void accept(const Header &request, std::uint16_t minor);
-    int dma_map(Nanoseconds now, Message &message);
-    int dma_unmap(Nanoseconds now, Message &message);
+    Refusal dma_map(Nanoseconds now, Message &message);
+    Refusal dma_unmap(Nanoseconds now, Message &message);
     [[nodiscard]] control::Status check_dma(const control::DmaAccess &access, std::uint32_t flag) const;
-    int device_reset(Nanoseconds now, Message &message);
+    Refusal device_reset(Nanoseconds now, Message &message);
 
     // session_info.cpp
-    int get_info(Nanoseconds now, Message &message);
-    int get_region_info(Nanoseconds now, Message &message);
-    int get_region_io_fds(Nanoseconds now, Message &message);
-    int get_irq_info(Nanoseconds now, Message &message);
-    int device_feature(Nanoseconds now, Message &message);
-    int mig_data_read(Nanoseconds now, Message &message);
-    int mig_data_write(Nanoseconds now, Message &message);
+    Refusal get_info(Nanoseconds now, Message &message);
+    Refusal get_region_info(Nanoseconds now, Message &message);
+    Refusal get_region_io_fds(Nanoseconds now, Message &message);
+    Refusal get_irq_info(Nanoseconds now, Message &message);
+    Refusal device_feature(Nanoseconds now, Message &message);
+    Refusal mig_data_read(Nanoseconds now, Message &message);
+    Refusal mig_data_write(Nanoseconds now, Message &message);
 
     // session_irqs.cpp
-    int set_irqs(Nanoseconds now, Message &message);
-    int check_irqs(const vfio_user::IrqRequest &request, const std::vector<Fd> &fds) const;
+    Refusal set_irqs(Nanoseconds now, Message &message);
+    [[nodiscard]] Refusal check_irqs(const vfio_user::IrqRequest &request, const std::vector<Fd> &fds) const;
     void apply_irqs(const vfio_user::IrqRequest &request, std::vector<Fd> &fds, std::vector<control::IrqInfo> &changes);
     void mask_irqs(const vfio_user::IrqRequest &request, std::vector<control::IrqInfo> &changes);
     void trigger_irqs(const vfio_user::IrqRequest &request);
     void send_irq_info(Nanoseconds now, const control::IrqInfo &info, std::function<void(Nanoseconds)> done = {});
 
     // session_regions.cpp
-    int region_read(Nanoseconds now, Message &message);
-    int region_write(Nanoseconds now, Message &message);
-    int region_write_multi(Nanoseconds now, Message &message);
-    [[nodiscard]] int check_access(const vfio_user::RegionAccess &access) const;
+    Refusal region_read(Nanoseconds now, Message &message);
+    Refusal region_write(Nanoseconds now, Message &message);
+    Refusal region_write_multi(Nanoseconds now, Message &message);
+    [[nodiscard]] Refusal check_access(const vfio_user::RegionAccess &access) const;
     void forward_read(Nanoseconds now, const Header &request, const vfio_user::RegionAccess &access);
     void forward_write(Nanoseconds now, const Header &request, const vfio_user::RegionData &write);
     void forward_multi(Nanoseconds now, const Header &request, const std::vector<control::MultiWrite> &writes,

@@ -2,7 +2,6 @@
 //
 // Commands that are answered from what the guest registered, and those that this version refuses.
 #include <algorithm>
-#include <cerrno>
 
 #include "session.hpp"
 
@@ -54,11 +53,11 @@ std::uint32_t full_region_info_size(const Region &region)
 
 }  // namespace
 
-int Session::get_info(Nanoseconds, Message &message)
+Refusal Session::get_info(Nanoseconds, Message &message)
 {
     // cloud-hypervisor's argsz counts the header too; more than needed is fine.
-    if (!vfio_user::decode_argsz<vfio_user::DeviceInfo>(message.payload)) {
-        return EINVAL;
+    if (const auto request = vfio_user::decode_argsz<vfio_user::DeviceInfo>(message.payload); !request) {
+        return malformed_argsz(message.payload, request.error());
     }
     vfio_user::DeviceInfo info;
     info.argsz = sizeof info;
@@ -66,14 +65,17 @@ int Session::get_info(Nanoseconds, Message &message)
     info.num_regions = control::kRegionCount;
     info.num_irqs = control::kIrqIndexCount;
     send_reply(message.header, reply_with(message.header, info));
-    return 0;
+    return {};
 }
 
-int Session::get_region_info(Nanoseconds, Message &message)
+Refusal Session::get_region_info(Nanoseconds, Message &message)
 {
     const auto request = vfio_user::decode_argsz<vfio_user::RegionInfo>(message.payload);
-    if (!request || request->index >= control::kRegionCount) {
-        return EINVAL;
+    if (!request) {
+        return malformed_argsz(message.payload, request.error());
+    }
+    if (request->index >= control::kRegionCount) {
+        return {EINVAL, "no such region", {{"index", request->index}}};
     }
     const auto &region = env_.device.regions[request->index];
     const bool complete = request->argsz >= full_region_info_size(region);
@@ -84,24 +86,35 @@ int Session::get_region_info(Nanoseconds, Message &message)
     // One fd for all areas: stock clients refuse more (reference: exactly one with the MMAP flag).
     //= VVFU-REGION-1
     send_reply(message.header, std::move(reply), complete && !region.areas.empty());
-    return 0;
+    return {};
 }
 
-int Session::get_region_io_fds(Nanoseconds, Message &message)
+Refusal Session::get_region_io_fds(Nanoseconds, Message &message)
 {
     const auto request = vfio_user::decode_argsz<vfio_user::RegionIoFds>(message.payload);
-    if (!request || request->flags != 0 || request->count != 0 || request->argsz > vfio_user::kMaxDataXferSize ||
-        request->index >= control::kRegionCount || env_.device.regions[request->index].size == 0) {
-        return EINVAL;
+    if (!request) {
+        return malformed_argsz(message.payload, request.error());
     }
-    return ENOTSUP;
+    if (request->flags != 0 || request->count != 0) {
+        return {EINVAL, "not 0", {{"flags", request->flags}, {"count", request->count}}};
+    }
+    if (request->argsz > vfio_user::kMaxDataXferSize) {
+        return {EINVAL, "more than a message holds", {{"argsz", request->argsz}}};
+    }
+    if (request->index >= control::kRegionCount || env_.device.regions[request->index].size == 0) {
+        return {EINVAL, "no such region", {{"index", request->index}}};
+    }
+    return {ENOTSUP, "not supported", {}};
 }
 
-int Session::get_irq_info(Nanoseconds, Message &message)
+Refusal Session::get_irq_info(Nanoseconds, Message &message)
 {
     const auto request = vfio_user::decode_argsz<vfio_user::IrqInfo>(message.payload);
-    if (!request || request->index >= control::kIrqIndexCount) {
-        return EINVAL;
+    if (!request) {
+        return malformed_argsz(message.payload, request.error());
+    }
+    if (request->index >= control::kIrqIndexCount) {
+        return {EINVAL, "no such interrupt index", {{"index", request->index}}};
     }
     vfio_user::IrqInfo info;
     info.argsz = sizeof info;
@@ -109,24 +122,40 @@ int Session::get_irq_info(Nanoseconds, Message &message)
     info.index = request->index;
     info.count = env_.device.irqs[request->index];
     send_reply(message.header, reply_with(message.header, info));
-    return 0;
+    return {};
 }
 
-int Session::device_feature(Nanoseconds, Message &message)
+Refusal Session::device_feature(Nanoseconds, Message &message)
 {
-    return vfio_user::decode_argsz<vfio_user::DeviceFeature>(message.payload) ? ENOTSUP : EINVAL;
+    const auto request = vfio_user::decode_argsz<vfio_user::DeviceFeature>(message.payload);
+    if (!request) {
+        return malformed_argsz(message.payload, request.error());
+    }
+    return {ENOTSUP, "not supported", {{"flags", request->flags}}};
 }
 
-int Session::mig_data_read(Nanoseconds, Message &message)
-{
-    const auto request = vfio_user::decode_argsz<vfio_user::MigData>(message.payload);
-    return request && request->size <= vfio_user::kMaxDataXferSize ? ENOTSUP : EINVAL;
-}
-
-int Session::mig_data_write(Nanoseconds, Message &message)
+Refusal Session::mig_data_read(Nanoseconds, Message &message)
 {
     const auto request = vfio_user::decode_argsz<vfio_user::MigData>(message.payload);
-    return request && message.payload.size() - sizeof *request == request->size ? ENOTSUP : EINVAL;
+    if (!request) {
+        return malformed_argsz(message.payload, request.error());
+    }
+    if (request->size > vfio_user::kMaxDataXferSize) {
+        return {EINVAL, "more than a message holds", {{"size", request->size}}};
+    }
+    return {ENOTSUP, "not supported", {}};
+}
+
+Refusal Session::mig_data_write(Nanoseconds, Message &message)
+{
+    const auto request = vfio_user::decode_argsz<vfio_user::MigData>(message.payload);
+    if (!request) {
+        return malformed_argsz(message.payload, request.error());
+    }
+    if (message.payload.size() - sizeof *request != request->size) {
+        return {EINVAL, "disagrees with the message size", {{"size", request->size}}};
+    }
+    return {ENOTSUP, "not supported", {}};
 }
 
 }  // namespace vvfu::core

@@ -2,7 +2,6 @@
 //
 // SET_IRQS (reference/vfio-user.md 1.5; the refusals are those of libvfio-user and of Linux's VFIO).
 #include <algorithm>
-#include <cerrno>
 #include <utility>
 
 #include "fd_checks.hpp"
@@ -44,42 +43,45 @@ void for_each_run(const vu::IrqRequest &request, const Act &act)
 
 }  // namespace
 
-int Session::check_irqs(const vu::IrqRequest &request, const std::vector<Fd> &fds) const
+Refusal Session::check_irqs(const vu::IrqRequest &request, const std::vector<Fd> &fds) const
 {
     const auto &set = request.set;
     const auto data = set.flags & vu::kIrqDataMask;
     const auto action = set.flags & vu::kIrqActionTypeMask;
     if (!one_bit(data) || !one_bit(action) || (set.flags & ~(vu::kIrqDataMask | vu::kIrqActionTypeMask)) != 0) {
-        return EINVAL;
+        return {EINVAL, "not one data type and one action", {{"flags", set.flags}}};
     }
     if (set.index >= control::kIrqIndexCount) {
-        return EINVAL;
+        return {EINVAL, "no such interrupt index", {{"index", set.index}}};
     }
+    const std::vector<Refusal::Value> range = {{"index", set.index}, {"start", set.start}, {"count", set.count}};
     const auto vectors = env_.irqs.counts()[set.index];
     if (set.start >= vectors || set.count > vectors - set.start) {
-        return EINVAL;
+        return {EINVAL, "no such vectors", range};
     }
     const bool err_or_req = set.index == control::kIrqErr || set.index == control::kIrqReq;
     if (err_or_req && action != vu::kIrqActionTrigger) {
-        return EINVAL;
+        return {EINVAL, "ERR and REQ cannot be masked", {{"index", set.index}, {"flags", set.flags}}};
     }
     const bool disable = data == vu::kIrqDataNone && action == vu::kIrqActionTrigger;
     if (set.count == 0 && (set.start != 0 || !disable)) {
-        return EINVAL;
+        return {EINVAL, "no vectors", range};
     }
     if (!fds.empty() && (data != vu::kIrqDataEventfd || fds.size() != set.count)) {
-        return EINVAL;
+        return {EINVAL, "not one file descriptor per vector", {{"number", fds.size()}, {"count", set.count}}};
     }
     if (data == vu::kIrqDataEventfd && action != vu::kIrqActionTrigger) {
         // Only INTx has a resample eventfd; eventfds that mask exist nowhere.
         if (action == vu::kIrqActionMask || set.index != control::kIrqIntx) {
-            return ENOTSUP;
+            return {ENOTSUP, "not supported", {{"index", set.index}, {"flags", set.flags}}};
         }
     }
     //= VVFU-OP-6
     //# The device MUST refuse SET_IRQS with a file descriptor that is not an eventfd.
-    const bool all_eventfds = std::all_of(fds.begin(), fds.end(), [](const Fd &fd) { return is_eventfd(fd.get()); });
-    return all_eventfds ? 0 : EINVAL;
+    if (!std::all_of(fds.begin(), fds.end(), [](const Fd &fd) { return is_eventfd(fd.get()); })) {
+        return {EINVAL, "not an eventfd", range};
+    }
+    return {};
 }
 
 void Session::mask_irqs(const vu::IrqRequest &request, std::vector<IrqInfo> &changes)
@@ -128,14 +130,14 @@ void Session::apply_irqs(const vu::IrqRequest &request, std::vector<Fd> &fds, st
     }
 }
 
-int Session::set_irqs(Nanoseconds now, Message &message)
+Refusal Session::set_irqs(Nanoseconds now, Message &message)
 {
     const auto request = vu::decode_set_irqs(message.payload);
     if (!request) {
-        return EINVAL;
+        return malformed_argsz(message.payload, request.error());
     }
-    if (const int error = check_irqs(*request, message.fds)) {
-        return error;
+    if (auto refusal = check_irqs(*request, message.fds)) {
+        return refusal;
     }
     std::vector<IrqInfo> changes;
     apply_irqs(*request, message.fds, changes);
@@ -146,7 +148,7 @@ int Session::set_irqs(Nanoseconds now, Message &message)
     vu::Buffer reply;
     vu::begin_reply(reply, message.header);
     reply_in_order(now, message.header, std::move(reply));
-    return 0;
+    return {};
 }
 
 void Session::send_irq_info(Nanoseconds now, const IrqInfo &info, std::function<void(Nanoseconds)> done)

@@ -2,7 +2,6 @@
 //
 // Register accesses of the peer, passed to the guest in the order of the socket.
 #include <algorithm>
-#include <cerrno>
 #include <memory>
 
 #include "session.hpp"
@@ -35,26 +34,35 @@ void for_each_piece(const vu::RegionAccess &access, const Act &act)
     }
 }
 
+Refusal outside(std::uint32_t region, std::uint64_t offset, std::uint32_t count)
+{
+    return {EINVAL, "too long, or outside of the region", {{"region", region}, {"offset", offset}, {"count", count}}};
+}
+
 }  // namespace
 
-int Session::check_access(const vu::RegionAccess &access) const
+Refusal Session::check_access(const vu::RegionAccess &access) const
 {
-    const bool valid =
-        //= VVFU-ACCESS-1
-        access.count <= vu::kMaxDataXferSize && env_.device.contains(access.region, access.offset, access.count);
-    return valid ? 0 : EINVAL;
+    //= VVFU-ACCESS-1
+    if (access.count <= vu::kMaxDataXferSize && env_.device.contains(access.region, access.offset, access.count)) {
+        return {};
+    }
+    return outside(access.region, access.offset, access.count);
 }
 
 // ---- REGION_READ ----
 
-int Session::region_read(Nanoseconds now, Message &message)
+Refusal Session::region_read(Nanoseconds now, Message &message)
 {
     const auto access = vu::decode_prefix<vu::RegionAccess>(message.payload);
-    if (!access || check_access(*access) != 0) {
-        return EINVAL;
+    if (!access) {
+        return malformed(message.payload, access.error());
+    }
+    if (auto refusal = check_access(*access)) {
+        return refusal;
     }
     forward_read(now, message.header, *access);
-    return 0;
+    return {};
 }
 
 void Session::forward_read(Nanoseconds now, const Header &request, const vu::RegionAccess &access)
@@ -105,11 +113,14 @@ void Session::forward_read(Nanoseconds now, const Header &request, const vu::Reg
 
 // ---- REGION_WRITE ----
 
-int Session::region_write(Nanoseconds now, Message &message)
+Refusal Session::region_write(Nanoseconds now, Message &message)
 {
     const auto write = vu::decode_region_data(message.payload);
-    if (!write || check_access(write->access) != 0) {
-        return EINVAL;
+    if (!write) {
+        return malformed(message.payload, write.error());
+    }
+    if (auto refusal = check_access(write->access)) {
+        return refusal;
     }
     const bool writable = (env_.device.regions[write->access.region].flags & control::kRegionWrite) != 0;
     if (write->access.count == 0 || !writable) {
@@ -117,7 +128,7 @@ int Session::region_write(Nanoseconds now, Message &message)
     } else {
         forward_write(now, message.header, *write);
     }
-    return 0;
+    return {};
 }
 
 void Session::forward_write(Nanoseconds now, const Header &request, const vu::RegionData &write)
@@ -154,16 +165,19 @@ void Session::forward_write(Nanoseconds now, const Header &request, const vu::Re
 
 // ---- REGION_WRITE_MULTI ----
 
-int Session::region_write_multi(Nanoseconds now, Message &message)
+Refusal Session::region_write_multi(Nanoseconds now, Message &message)
 {
     const auto decoded = vu::decode_multi_write(message.payload);
-    if (!decoded || !write_multiple_) {
-        return EINVAL;
+    if (!decoded) {
+        return malformed(message.payload, decoded.error());
+    }
+    if (!write_multiple_) {
+        return {EINVAL, "write_multiple was not negotiated", {}};
     }
     std::vector<control::MultiWrite> writes;
     for (const auto &entry : *decoded) {
         if (entry.count > sizeof entry.data || !env_.device.contains(entry.region, entry.offset, entry.count)) {
-            return EINVAL;
+            return outside(entry.region, entry.offset, entry.count);
         }
         const bool writable = (env_.device.regions[entry.region].flags & control::kRegionWrite) != 0;
         if (entry.count == 0 || !writable) {
@@ -175,7 +189,7 @@ int Session::region_write_multi(Nanoseconds now, Message &message)
         writes.push_back(write);
     }
     forward_multi(now, message.header, writes, decoded->size());
-    return 0;
+    return {};
 }
 
 void Session::forward_multi(Nanoseconds now, const Header &request, const std::vector<control::MultiWrite> &writes,

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <functional>
 #include <map>
 #include <set>
@@ -24,6 +25,14 @@ struct Counters {
     std::uint64_t deadline_expiries = 0;
     std::uint64_t unknown_replies = 0;
 };
+
+/// For logs: 0x and digits.
+inline std::string hex(std::uint64_t value)
+{
+    char text[19];
+    std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(value));
+    return text;
+}
 
 /// For logs.
 inline std::string describe(const PeerCredentials &credentials)
