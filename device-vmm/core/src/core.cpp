@@ -225,7 +225,7 @@ bool page_multiple(std::uint64_t size)
 
 bool in_range(Nanoseconds timeout)
 {
-    return timeout >= std::chrono::milliseconds{1} && timeout <= std::chrono::seconds{4};
+    return timeout >= std::chrono::milliseconds{1} && timeout <= kPeerPatience;
 }
 
 const char *problem(const CoreConfig &config)
@@ -325,7 +325,7 @@ void Core::peer_data(Nanoseconds now, std::span<const std::byte> data, std::span
 {
     impl_->enter(now, [&] {
         if (impl_->session_) {
-            impl_->session_->feed(data, fds);
+            impl_->session_->feed(now, data, fds);
         }
     });
     for (auto &fd : fds) {

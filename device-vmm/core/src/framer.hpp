@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "vvfu/base/fd.hpp"
+#include "vvfu/base/time.hpp"
 #include "vvfu/protocol/vfio_user.hpp"
 
 namespace vvfu::core {
@@ -16,7 +17,8 @@ namespace vvfu::core {
 struct Message {
     vfio_user::Header header;
     std::vector<std::byte> payload;
-    std::vector<Fd> fds;  ///< at most kMaxMsgFds
+    std::vector<Fd> fds;     ///< at most kMaxMsgFds
+    Nanoseconds received{};  ///< set by the owner of the framer
     bool too_many_fds = false;
     /// The size in the header is impossible: there is no payload, and where the next message starts is unknown.
     bool out_of_step = false;

@@ -79,8 +79,8 @@ Refusal PeerMemory::check_map(const vfio_user::DmaMap &request, std::size_t fds)
     return {};
 }
 
-PeerMemory::Map PeerMemory::map(Nanoseconds now, std::uint32_t epoch, const vfio_user::DmaMap &request,
-                                std::span<Fd> fds, Done done)
+PeerMemory::Map PeerMemory::map(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch,
+                                const vfio_user::DmaMap &request, std::span<Fd> fds, Done done)
 {
     if (const auto refusal = check_map(request, fds.size())) {
         done(refusal);
@@ -105,7 +105,7 @@ PeerMemory::Map PeerMemory::map(Nanoseconds now, std::uint32_t epoch, const vfio
         ++message_ranges_;
     }
     //= VVFU-WINDOW-1
-    announce(now, epoch, range, std::move(done));
+    announce(now, latest, epoch, range, std::move(done));
     return Map::taken;
 }
 
@@ -159,12 +159,12 @@ bool PeerMemory::place(MemoryInfo &info, const vfio_user::DmaMap &request, int f
     return true;
 }
 
-void PeerMemory::announce(Nanoseconds now, std::uint32_t epoch, Range &range, Done done)
+void PeerMemory::announce(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, Range &range, Done done)
 {
     const auto info = range.info;
     const auto id = range.id;
     range.add_request = guest_.request(
-        now, Type::memory_info, epoch, config_.access_timeout,
+        now, Type::memory_info, epoch, time_left(now, latest, config_.access_timeout),
         [this, info, id, done = std::move(done)](const GuestReply &reply) {
             //= VVFU-DEADLINE-1
             // Past the deadline the range stays and the peer gets success.
@@ -190,16 +190,17 @@ void PeerMemory::refused_by_guest(std::uint64_t address, std::uint64_t id)
     }
 }
 
-void PeerMemory::unmap(Nanoseconds now, std::uint32_t epoch, std::uint64_t address, std::uint64_t size, Done done)
+void PeerMemory::unmap(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, std::uint64_t address,
+                       std::uint64_t size, Done done)
 {
     const auto it = ranges_.find(address);
     if (it == ranges_.end() || it->second.info.size != size) {
         return done({ENOENT, "no range was mapped exactly so", {{"address", address}, {"size", size}}});
     }
-    remove(now, epoch, it, std::move(done));
+    remove(now, latest, epoch, it, std::move(done));
 }
 
-void PeerMemory::unmap_all(Nanoseconds now, std::uint32_t epoch, Done done)
+void PeerMemory::unmap_all(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, Done done)
 {
     if (ranges_.empty()) {
         return done({});
@@ -211,11 +212,11 @@ void PeerMemory::unmap_all(Nanoseconds now, std::uint32_t epoch, Done done)
         }
     };
     while (!ranges_.empty()) {
-        remove(now, epoch, ranges_.begin(), one_done);
+        remove(now, latest, epoch, ranges_.begin(), one_done);
     }
 }
 
-void PeerMemory::remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator it, Done done)
+void PeerMemory::remove(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, Ranges::iterator it, Done done)
 {
     const auto id = it->second.id;
     auto info = it->second.info;
@@ -228,7 +229,7 @@ void PeerMemory::remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator i
     //# The device MUST remove a range from the window before it answers the peer's DMA_UNMAP command, whether or
     //# not the driver has answered MEMORY_INFO(DEL).
     *request = guest_.request(
-        now, Type::memory_info, epoch, config_.unmap_timeout,
+        now, Type::memory_info, epoch, time_left(now, latest, config_.unmap_timeout),
         [this, id, request, done = std::move(done)](const GuestReply &reply) {
             const auto removed = removing_.extract(id);
             const auto add_request = removed.mapped().add_request;

@@ -35,10 +35,13 @@ public:
     enum class Map { taken, wait };
     /// A checked DMA_MAP command (its structure, not its values). wait: the window has no room now but will have some
     /// when an unmap in progress is over; nothing happened, call again after unmaps_in_progress() changed.
-    Map map(Nanoseconds now, std::uint32_t epoch, const vfio_user::DmaMap &request, std::span<Fd> fds, Done done);
+    /// `latest`, here and below: when the peer has to get its reply, whatever the configured timeouts.
+    Map map(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, const vfio_user::DmaMap &request,
+            std::span<Fd> fds, Done done);
     /// Removes the range that was mapped exactly so.
-    void unmap(Nanoseconds now, std::uint32_t epoch, std::uint64_t address, std::uint64_t size, Done done);
-    void unmap_all(Nanoseconds now, std::uint32_t epoch, Done done);
+    void unmap(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, std::uint64_t address, std::uint64_t size,
+               Done done);
+    void unmap_all(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, Done done);
 
     /// Whether [address, address + count) lies in ranges of the session that all have `flag` (control::kMemoryRead or
     /// kMemoryWrite): ok, fault or permission. count is not 0.
@@ -68,9 +71,9 @@ private:
     /// Tries to show a range in the window: sets window_offset, or kMemoryMessageOnly. False: wait.
     bool place(control::MemoryInfo &info, const vfio_user::DmaMap &request, int fd);
     void explain_message_only(const control::MemoryInfo &info, const char *reason);
-    void announce(Nanoseconds now, std::uint32_t epoch, Range &range, Done done);
+    void announce(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, Range &range, Done done);
     void refused_by_guest(std::uint64_t address, std::uint64_t id);
-    void remove(Nanoseconds now, std::uint32_t epoch, Ranges::iterator it, Done done);
+    void remove(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, Ranges::iterator it, Done done);
     /// Whether the guest is known not to access the range any more.
     enum class Guest { let_go, may_access };
     void unmap_from_window(const Range &range, Guest guest) noexcept;

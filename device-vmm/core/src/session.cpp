@@ -17,6 +17,7 @@ Session::Session(Nanoseconds now, const SessionEnvironment &environment, const P
     : env_(environment),
       credentials_(credentials),
       handshake_deadline_(now + kHandshakeTimeout),
+      connected_at_(now),
       memory_(env_.config, env_.port, env_.guest, env_.log, env_.window),
       dma_(env_.port, env_.counters, env_.log, env_.config.access_timeout)
 {
@@ -46,12 +47,13 @@ void Session::release()
 
 // ---- receiving ----
 
-void Session::feed(std::span<const std::byte> data, std::span<Fd> fds)
+void Session::feed(Nanoseconds now, std::span<const std::byte> data, std::span<Fd> fds)
 {
     std::deque<Message> messages;
     framer_.feed(data, fds, messages);
     env_.counters.requests += messages.size();
     for (auto &message : messages) {
+        message.received = now;
         const bool is_reply = message.header.type() == vfio_user::kTypeReply && !message.out_of_step;
         //= VVFU-DMA-3
         // Replies overtake commands that wait, so a DMA command of ours never waits for them.
@@ -106,7 +108,8 @@ void Session::take_reply(const Message &message)
 
 bool Session::wants_data() const
 {
-    // While our own DMA commands are outstanding their replies must come in, so reading goes on within a bound. When
+    // A command that waits does so for an unmap, which ends by its deadline, and stops the reading no longer. While our
+    // own DMA commands are outstanding their replies must come in, so reading goes on within a bound. When
     // the bound is reached nothing is lost for good: what keeps commands from being dispatched are requests to the
     // guest, which end by their deadlines, and data that the peer has to read first.
     if (ended_ || !framer_.in_step()) {
@@ -115,7 +118,7 @@ bool Session::wants_data() const
     if (kept_.empty()) {
         return true;
     }
-    return dma_.outstanding() && kept_bytes_ < kMaxKeptBytes && kept_fds_ < kMaxKeptFds;
+    return (must_wait_ || dma_.outstanding()) && kept_bytes_ < kMaxKeptBytes && kept_fds_ < kMaxKeptFds;
 }
 
 //= VVFU-QUEUE-11
@@ -127,6 +130,9 @@ bool Session::may_dispatch() const
 
 void Session::pump(Nanoseconds now)
 {
+    if (!parked_for_) {
+        parked_for_ = now - connected_at_;
+    }
     while (!kept_.empty() && may_dispatch()) {
         auto &message = kept_.front();
         if (!dispatch(now, message)) {
@@ -188,10 +194,16 @@ bool Session::dispatch(Nanoseconds now, Message &message)
         default: return fail({EINVAL, "not a command that may come now", {{"command", header.command}}}, false);
     }
     must_wait_ = false;
+    latest_ = message.received + kPeerPatience;
     if (const auto refusal = (this->*handler)(now, message)) {
         return fail(refusal, false);
     }
     return !must_wait_;
+}
+
+Nanoseconds Session::time_left(Nanoseconds now) const
+{
+    return core::time_left(now, latest_, env_.config.access_timeout);
 }
 
 // ---- replying ----
@@ -235,7 +247,7 @@ void Session::reply_in_order(Nanoseconds now, const Header &request, vfio_user::
     }
     //= VVFU-OP-5
     // An IRQ_INFO about no vector at all: its answer tells that the guest has come this far.
-    send_irq_info(now, {control::kIrqIntx, 0, 0, control::IrqAction::assign},
+    send_irq_info(now, time_left(now), {control::kIrqIntx, 0, 0, control::IrqAction::assign},
                   [this, request, reply = std::move(reply)](Nanoseconds) { send_reply(request, reply); });
 }
 
@@ -256,6 +268,8 @@ Refusal Session::version(Nanoseconds now, Message &message)
         return {EINVAL, "with file descriptors", {{"number", message.fds.size()}}};
     }
     state_ = State::negotiating;
+    // It could not be read while the guest still had to answer the end of the session before.
+    latest_ = message.received - parked_for_.value_or(Nanoseconds{0}) + kPeerPatience;
     //= VVFU-SESSION-1
     epoch_ = env_.epochs.next();
     dma_.set_max_transfer(version->capabilities.max_data_xfer_size.value_or(vfio_user::kMaxDataXferSize));
@@ -295,7 +309,7 @@ void Session::announce(Nanoseconds now, const vfio_user::Version &version)
 void Session::negotiate(Nanoseconds now, const Header &request, std::uint16_t minor, std::uint64_t offered)
 {
     env_.guest.request(
-        now, Type::feature_bits, epoch_, env_.config.access_timeout,
+        now, Type::feature_bits, epoch_, time_left(now),
         [this, request, minor, offered](const GuestReply &reply) {
             std::uint64_t accepted = 0;
             if (reply.ok()) {
@@ -355,7 +369,7 @@ Refusal Session::dma_map(Nanoseconds now, Message &message)
             send_empty_reply(header);
         }
     };
-    const auto result = memory_.map(now, epoch_, *request, message.fds, std::move(done));
+    const auto result = memory_.map(now, latest_, epoch_, *request, message.fds, std::move(done));
     must_wait_ = result == PeerMemory::Map::wait;
     return {};
 }
@@ -401,9 +415,9 @@ Refusal Session::dma_unmap(Nanoseconds now, Message &message)
         }
     };
     if (request->flags == vfio_user::kUnmapAll) {
-        memory_.unmap_all(now, epoch_, std::move(done));
+        memory_.unmap_all(now, latest_, epoch_, std::move(done));
     } else {
-        memory_.unmap(now, epoch_, request->address, request->size, std::move(done));
+        memory_.unmap(now, latest_, epoch_, request->address, request->size, std::move(done));
     }
     //= VVFU-OP-4
     //= VVFU-DMA-5
@@ -451,7 +465,7 @@ Refusal Session::device_reset(Nanoseconds now, Message &message)
     env_.irqs.clear_pending();
     ++resets_;
     env_.guest.request(
-        now, Type::device_reset, epoch_, env_.config.access_timeout,
+        now, Type::device_reset, epoch_, time_left(now),
         [this, header = message.header](const GuestReply &reply) {
             --resets_;
             if (!reply.expired && reply.status != Status::ok) {

@@ -46,8 +46,9 @@ public:
     Session(Nanoseconds now, const SessionEnvironment &environment, const PeerCredentials &credentials);
 
     /// What one recvmsg() returned. Commands are kept until pump(); replies are taken at once.
-    void feed(std::span<const std::byte> data, std::span<Fd> fds);
-    /// Dispatches the commands that may be dispatched now.
+    void feed(Nanoseconds now, std::span<const std::byte> data, std::span<Fd> fds);
+    /// Dispatches the commands that may be dispatched now. Not called while the guest has not let go of the session
+    /// before.
     void pump(Nanoseconds now);
     [[nodiscard]] bool wants_data() const;
     void tick(Nanoseconds now);
@@ -81,7 +82,8 @@ private:
     /// Not refused: the handler has sent or will send the reply.
     using Handler = Refusal (Session::*)(Nanoseconds, Message &);
 
-    /// Commands kept while DMA commands of ours are outstanding: their replies must not be stuck behind them.
+    /// Commands kept while DMA commands of ours are outstanding, whose replies must not be stuck behind them, or while
+    /// a command waits, so that it is known how long those behind it have waited.
     static constexpr std::size_t kMaxKeptBytes = 2 * 1024 * 1024;
     static constexpr std::size_t kMaxKeptFds = 64;
     /// Bytes that the peer does not read, and bytes of reads in progress, beyond which nothing is dispatched.
@@ -95,6 +97,8 @@ private:
     [[nodiscard]] bool may_dispatch() const;
     /// False: the command has to wait; nothing was done.
     bool dispatch(Nanoseconds now, Message &message);
+    /// Timeout of a request on behalf of the command that is being dispatched.
+    [[nodiscard]] Nanoseconds time_left(Nanoseconds now) const;
     void refuse(const Header &request, const Refusal &refusal);
     /// `reply` without its size; with_region_fd: the region memory's file goes with it.
     void send_reply(const Header &request, vfio_user::Buffer reply, bool with_region_fd = false);
@@ -127,7 +131,8 @@ private:
     void apply_irqs(const vfio_user::IrqRequest &request, std::vector<Fd> &fds, std::vector<control::IrqInfo> &changes);
     void mask_irqs(const vfio_user::IrqRequest &request, std::vector<control::IrqInfo> &changes);
     void trigger_irqs(const vfio_user::IrqRequest &request);
-    void send_irq_info(Nanoseconds now, const control::IrqInfo &info, std::function<void(Nanoseconds)> done = {});
+    void send_irq_info(Nanoseconds now, Nanoseconds timeout, const control::IrqInfo &info,
+                       std::function<void(Nanoseconds)> done = {});
 
     // session_regions.cpp
     Refusal region_read(Nanoseconds now, Message &message);
@@ -150,6 +155,9 @@ private:
     // An IRQ_INFO that notification 0 caused is not answered; it fired once more since then.
     bool unmask_outstanding_ = false, unmask_again_ = false;
     bool must_wait_ = false;  // set by a handler: call it again later
+    Nanoseconds connected_at_;
+    std::optional<Nanoseconds> parked_for_;  // before the first pump()
+    Nanoseconds latest_{};                   // when the command that is being dispatched has to be answered
 
     Framer framer_;
     std::deque<Message> kept_;

@@ -143,7 +143,7 @@ Refusal Session::set_irqs(Nanoseconds now, Message &message)
     apply_irqs(*request, message.fds, changes);
     //= VVFU-IRQ-1
     for (const auto &change : changes) {
-        send_irq_info(now, change);
+        send_irq_info(now, env_.config.access_timeout, change);
     }
     vu::Buffer reply;
     vu::begin_reply(reply, message.header);
@@ -151,10 +151,11 @@ Refusal Session::set_irqs(Nanoseconds now, Message &message)
     return {};
 }
 
-void Session::send_irq_info(Nanoseconds now, const IrqInfo &info, std::function<void(Nanoseconds)> done)
+void Session::send_irq_info(Nanoseconds now, Nanoseconds timeout, const IrqInfo &info,
+                            std::function<void(Nanoseconds)> done)
 {
     env_.guest.request(
-        now, control::Type::irq_info, epoch_, env_.config.access_timeout,
+        now, control::Type::irq_info, epoch_, timeout,
         [done = std::move(done)](const GuestReply &reply) {
             if (done) {
                 done(reply.now);
@@ -175,12 +176,13 @@ void Session::intx_unmasked(Nanoseconds now)
         return;
     }
     unmask_outstanding_ = true;
-    send_irq_info(now, {control::kIrqIntx, 0, 1, IrqAction::unmask}, [this](Nanoseconds answered) {
-        unmask_outstanding_ = false;
-        if (std::exchange(unmask_again_, false)) {
-            intx_unmasked(answered);
-        }
-    });
+    send_irq_info(now, env_.config.access_timeout, {control::kIrqIntx, 0, 1, IrqAction::unmask},
+                  [this](Nanoseconds answered) {
+                      unmask_outstanding_ = false;
+                      if (std::exchange(unmask_again_, false)) {
+                          intx_unmasked(answered);
+                      }
+                  });
 }
 
 }  // namespace vvfu::core

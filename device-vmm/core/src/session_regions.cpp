@@ -106,7 +106,7 @@ void Session::forward_read(Nanoseconds now, const Header &request, const vu::Reg
             return true;
         };
         //= VVFU-QUEUE-7
-        env_.guest.request(now, Type::region_read, epoch_, env_.config.access_timeout, std::move(on_reply),
+        env_.guest.request(now, Type::region_read, epoch_, time_left(now), std::move(on_reply),
                            [&](control::Buffer &out) { control::append(out, piece); });
     });
 }
@@ -159,7 +159,7 @@ void Session::forward_write(Nanoseconds now, const Header &request, const vu::Re
             }
             return true;
         };
-        env_.guest.request(now, Type::region_write, epoch_, env_.config.access_timeout, std::move(on_reply), append);
+        env_.guest.request(now, Type::region_write, epoch_, time_left(now), std::move(on_reply), append);
     });
 }
 
@@ -215,8 +215,7 @@ void Session::forward_multi(Nanoseconds now, const Header &request, const std::v
             }
             return reply.payload.empty();
         };
-        env_.guest.request(now, Type::region_write_multi, epoch_, env_.config.access_timeout, std::move(on_reply),
-                           append);
+        env_.guest.request(now, Type::region_write_multi, epoch_, time_left(now), std::move(on_reply), append);
     }
 }
 

@@ -26,6 +26,13 @@ struct Counters {
     std::uint64_t unknown_replies = 0;
 };
 
+//= VVFU-DEADLINE-2
+/// What is left of `timeout` for a request on behalf of a command that has to be answered at `latest`.
+inline Nanoseconds time_left(Nanoseconds now, Nanoseconds latest, Nanoseconds timeout)
+{
+    return std::clamp(latest - now, Nanoseconds{0}, timeout);
+}
+
 /// For logs: 0x and digits.
 inline std::string hex(std::uint64_t value)
 {

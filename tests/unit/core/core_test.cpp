@@ -230,6 +230,33 @@ TEST_F(CoreLifecycleTest, APeerThatDoesNotCompleteVersionMakesRoomForTheNextOne)
     EXPECT_STREQ("connected", core->state().state);
 }
 
+//= VVFU-DEADLINE-2
+//= type=test
+TEST_F(CoreLifecycleTest, TheNextPeersVersionIsAnsweredInTimeAllTheSame)
+{
+    config.access_timeout = core::kPeerPatience;
+    start_session();
+    core->peer_closed(now, 0);
+    connect();
+    advance(core::kPeerPatience - 500ms);
+    GuestRequest down;
+    take_peer(down);
+    answer(down);
+    feed(command(vu::Command::version, version_payload("")));
+    advance(500ms);
+    EXPECT_EQ(static_cast<std::uint16_t>(vu::Command::version), take_sent().header.command);
+}
+
+TEST_F(CoreLifecycleTest, AVersionThatComesLateHasItsWholeTime)
+{
+    create();
+    device_add(sample_device());
+    connect();
+    advance(2 * core::kPeerPatience);
+    feed(command(vu::Command::version, version_payload("")));
+    EXPECT_EQ(now + config.access_timeout, core->next_deadline());
+}
+
 TEST_F(CoreLifecycleTest, AParkedPeerThatLeavesChangesNothing)
 {
     start_session();

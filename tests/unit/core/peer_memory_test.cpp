@@ -231,12 +231,49 @@ TEST_F(PeerMemoryTest, AMapWaitsForWindowSpaceThatAnUnmapInProgressWillFree)
     feed(command(vu::Command::device_get_info, concat(vu::DeviceInfo{16, 0, 0, 0})));  // stays behind it
     ASSERT_EQ(1u, port.requests.size());
     EXPECT_FALSE(has_reply());
-    EXPECT_FALSE(core->wants_peer_data());
     answer(take_request());
     const auto info = take_memory_info();
     EXPECT_EQ(0u, info.flags & control::kMemoryMessageOnly);
     EXPECT_EQ(1u, port.window.size());
     EXPECT_TRUE(core->wants_peer_data());
+}
+
+//= VVFU-DEADLINE-2
+//= type=test
+TEST_F(PeerMemoryTest, WhatWaitsForWindowSpaceIsAnsweredInTimeAllTheSame)
+{
+    config.unmap_timeout = config.access_timeout = core::kPeerPatience;
+    start_session();
+    map(0, kWindow, memory(kWindow));
+    send_unmap(0, kWindow);
+    GuestRequest del;
+    take_memory_info(del);
+    send_map(0, kWindow, memory(kWindow));  // waits for the unmap
+    ASSERT_TRUE(core->wants_peer_data());   // or nobody would know how long the next one waits
+    feed(command(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 4})));
+    advance(core::kPeerPatience - 500ms);
+    EXPECT_TRUE(port.requests.empty());
+    answer(del);  // room at last
+    EXPECT_EQ(0u, take_sent().header.error);
+    EXPECT_EQ(now + 500ms, core->next_deadline());
+    advance(500ms);
+    EXPECT_EQ(static_cast<std::uint16_t>(vu::Command::dma_map), take_sent().header.command);
+    EXPECT_EQ(static_cast<std::uint16_t>(vu::Command::region_read), take_sent().header.command);
+}
+
+TEST_F(PeerMemoryTest, WhatWaitsAsLongAsAPeerWaitsIsAnsweredAtOnce)
+{
+    config.unmap_timeout = config.access_timeout = core::kPeerPatience;
+    start_session();
+    map(0, kWindow, memory(kWindow));
+    send_unmap(0, kWindow);
+    send_map(0, kWindow, memory(kWindow));
+    advance(core::kPeerPatience);
+    EXPECT_EQ(now, core->next_deadline());
+    core->tick(now);
+    EXPECT_EQ(static_cast<std::uint16_t>(vu::Command::dma_unmap), take_sent().header.command);
+    EXPECT_EQ(0u, take_sent().header.error);
+    EXPECT_EQ(1u, core->state().message_ranges);
 }
 
 TEST_F(PeerMemoryTest, OverlapIsEexist)

@@ -18,6 +18,10 @@
 
 namespace vvfu::core {
 
+/// Longest time from the arrival of a peer's command to its reply, as far as the guest has a part in it: QEMU's client
+/// gives up after 5 s.
+inline constexpr Nanoseconds kPeerPatience = std::chrono::seconds{4};
+
 struct CoreConfig {
     Uuid uuid{};
     std::uint64_t window_size = 0;         ///< bytes, multiple of 4096, not 0
@@ -26,7 +30,7 @@ struct CoreConfig {
     std::uint32_t doorbells = 64;          ///< 1..kMaxDoorbells
     std::uint32_t notifications = 8;       ///< 1..kMaxNotifications
     bool trust_peer_memory = false;        ///< map fds that could shrink
-    /// Deadlines for the guest's answers; 1 ms to 4 s, below the 5 s after which QEMU's client gives up.
+    /// Deadlines for the guest's answers; 1 ms to kPeerPatience.
     Nanoseconds unmap_timeout = std::chrono::seconds{1};
     Nanoseconds access_timeout = std::chrono::seconds{2};
 };
