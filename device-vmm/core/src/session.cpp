@@ -272,6 +272,7 @@ Refusal Session::version(Nanoseconds now, Message &message)
     latest_ = message.received - parked_for_.value_or(Nanoseconds{0}) + kPeerPatience;
     //= VVFU-SESSION-1
     epoch_ = env_.epochs.next();
+    peer_takes_fds_ = version->capabilities.max_msg_fds.value_or(1) != 0;
     dma_.set_max_transfer(version->capabilities.max_data_xfer_size.value_or(vfio_user::kMaxDataXferSize));
     //= VVFU-SESSION-3
     announce(now, *version);

@@ -154,6 +154,7 @@ private:
     bool write_multiple_ = false;
     // An IRQ_INFO that notification 0 caused is not answered; it fired once more since then.
     bool unmask_outstanding_ = false, unmask_again_ = false;
+    bool peer_takes_fds_ = true;
     bool must_wait_ = false;  // set by a handler: call it again later
     Nanoseconds connected_at_;
     std::optional<Nanoseconds> parked_for_;  // before the first pump()

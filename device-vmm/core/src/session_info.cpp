@@ -77,7 +77,11 @@ Refusal Session::get_region_info(Nanoseconds, Message &message)
     if (request->index >= control::kRegionCount) {
         return {EINVAL, "no such region", {{"index", request->index}}};
     }
-    const auto &region = env_.device.regions[request->index];
+    auto region = env_.device.regions[request->index];
+    if (!peer_takes_fds_) {
+        region.flags &= ~control::kRegionMmap;
+        region.areas.clear();
+    }
     const bool complete = request->argsz >= full_region_info_size(region);
     const auto payload = region_info_payload(request->index, region, complete);
     vfio_user::Buffer reply;

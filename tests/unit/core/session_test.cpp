@@ -278,6 +278,14 @@ TEST_F(SessionTest, RegionInfoInTwoPasses)
     EXPECT_EQ(ours.st_ino, sent.st_ino);
 }
 
+TEST_F(SessionTest, APeerThatTakesNoFdsIsOfferedNoMapping)
+{
+    start_session(R"({"capabilities":{"max_msg_fds":0}})");
+    const auto reply = call(vu::Command::device_get_region_info, concat(vu::RegionInfo{64, 0, 0, 0, 0, 0}));
+    EXPECT_EQ(concat(vu::RegionInfo{32, vu::kRegionFlagRead | vu::kRegionFlagWrite, 0, 0, 0x4000, 0}), reply.payload);
+    EXPECT_TRUE(reply.fds.empty());
+}
+
 TEST_F(SessionTest, RegionInfoOfOtherRegionsAndBadRequests)
 {
     start_session();
