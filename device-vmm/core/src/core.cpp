@@ -173,7 +173,8 @@ int Core::Impl::peer_connected(Nanoseconds now, const PeerCredentials &credentia
     }
     log_.forget();
     session_ = std::make_unique<Session>(
-        now, SessionEnvironment{config_, port_, counters_, log_, guest_, irqs_, *device_, window_, epochs_},
+        now,
+        SessionEnvironment{config_, is_eventfd_, port_, counters_, log_, guest_, irqs_, *device_, window_, epochs_},
         credentials);
     port_.state_changed();
     return 0;
@@ -262,7 +263,11 @@ Expected<std::unique_ptr<Core>, std::string> Core::create(const CoreConfig &conf
     if (const char *text = problem(config)) {
         return make_unexpected(std::string{text});
     }
-    return std::unique_ptr<Core>{new Core{std::make_unique<Impl>(config, port)}};
+    auto is_eventfd = EventfdCheck::create();
+    if (!is_eventfd) {
+        return make_unexpected(is_eventfd.error());
+    }
+    return std::unique_ptr<Core>{new Core{std::make_unique<Impl>(config, port, std::move(*is_eventfd))}};
 }
 
 //= VVFU-CONF-1

@@ -9,9 +9,11 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "device_registry.hpp"
 #include "epochs.hpp"
+#include "fd_checks.hpp"
 #include "guest_channel.hpp"
 #include "irq_table.hpp"
 #include "session.hpp"
@@ -21,8 +23,9 @@ namespace vvfu::core {
 
 class Core::Impl {
 public:
-    Impl(const CoreConfig &config, Port &port)
+    Impl(const CoreConfig &config, Port &port, EventfdCheck is_eventfd)
         : config_(config),
+          is_eventfd_(std::move(is_eventfd)),
           port_(port),
           log_(port),
           irqs_(port, config.doorbells),
@@ -60,6 +63,7 @@ public:
     [[nodiscard]] CoreState state() const;
 
     CoreConfig config_;
+    EventfdCheck is_eventfd_;
     Port &port_;
     Counters counters_;
     Log log_;

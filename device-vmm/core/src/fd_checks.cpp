@@ -3,22 +3,38 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/eventfd.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include <array>
+#include <cerrno>
+#include <cstring>
 #include <string>
 #include <string_view>
 
 namespace vvfu::core {
 
-bool is_eventfd(int fd)
+Expected<EventfdCheck, std::string> EventfdCheck::create(const char *directory)
 {
-    // No system call tells the type of an anonymous inode; its name does.
+    const Fd probe{::eventfd(0, EFD_CLOEXEC)};
+    EventfdCheck check{Fd{::open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC)}};
+    const int error = errno;
+    if (!probe || !check.directory_) {
+        return make_unexpected(std::string{"cannot look at file descriptors in "} + directory + ": " +
+                               std::strerror(error) + " (a sandbox has to show /proc)");
+    }
+    if (!check(probe.get())) {
+        return make_unexpected(std::string{directory} + " does not tell what a file descriptor is (is it procfs?)");
+    }
+    return check;
+}
+
+bool EventfdCheck::operator()(int fd) const
+{
     std::array<char, 64> target{};
-    const auto path = "/proc/self/fd/" + std::to_string(fd);
-    const auto length = ::readlink(path.c_str(), target.data(), target.size());
+    const auto length = ::readlinkat(directory_.get(), std::to_string(fd).c_str(), target.data(), target.size());
     return length > 0 && std::string_view{target.data(), static_cast<std::size_t>(length)} == "anon_inode:[eventfd]";
 }
 

@@ -4,11 +4,28 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <utility>
+
+#include "vvfu/base/expected.hpp"
+#include "vvfu/base/fd.hpp"
 
 namespace vvfu::core {
 
 /// VVFU-OP-6: an interrupt target is an eventfd. Anything else could block the thread that signals it.
-[[nodiscard]] bool is_eventfd(int fd);
+///
+/// Only /proc tells the type of an anonymous inode, so it has to be there when this is made. Afterwards it may be out
+/// of sight (chroot).
+class EventfdCheck {
+public:
+    /// Fails with one line that says what is missing. `directory`: links named by fd number, for tests.
+    static Expected<EventfdCheck, std::string> create(const char *directory = "/proc/self/fd");
+    [[nodiscard]] bool operator()(int fd) const;
+
+private:
+    explicit EventfdCheck(Fd directory) : directory_(std::move(directory)) {}
+    Fd directory_;
+};
 
 enum class MemoryFd {
     mappable,

@@ -13,6 +13,7 @@
 
 #include "device_registry.hpp"
 #include "epochs.hpp"
+#include "fd_checks.hpp"
 #include "framer.hpp"
 #include "guest_channel.hpp"
 #include "irq_table.hpp"
@@ -27,6 +28,7 @@ namespace vvfu::core {
 /// What a session uses and does not own; all of it outlives the session.
 struct SessionEnvironment {
     const CoreConfig &config;
+    const EventfdCheck &is_eventfd;
     Port &port;
     Counters &counters;
     Log &log;

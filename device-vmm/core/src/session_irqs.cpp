@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "fd_checks.hpp"
 #include "session.hpp"
 
 namespace vvfu::core {
@@ -78,7 +77,7 @@ Refusal Session::check_irqs(const vu::IrqRequest &request, const std::vector<Fd>
     }
     //= VVFU-OP-6
     //# The device MUST refuse SET_IRQS with a file descriptor that is not an eventfd.
-    if (!std::all_of(fds.begin(), fds.end(), [](const Fd &fd) { return is_eventfd(fd.get()); })) {
+    if (!std::all_of(fds.begin(), fds.end(), [this](const Fd &fd) { return env_.is_eventfd(fd.get()); })) {
         return {EINVAL, "not an eventfd", range};
     }
     return {};

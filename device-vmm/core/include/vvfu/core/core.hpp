@@ -54,7 +54,7 @@ struct CoreState {
 
 class Core {
 public:
-    /// Fails with one line when a value of `config` is out of range. `port` outlives the core.
+    /// Fails with one line when a value of `config` is out of range or /proc is not there. `port` outlives the core.
     static Expected<std::unique_ptr<Core>, std::string> create(const CoreConfig &config, Port &port);
     ~Core();  ///< ends the session through the port
     Core(const Core &) = delete;
