@@ -83,7 +83,7 @@ const char *describe(MemoryFd verdict) noexcept
         case MemoryFd::may_shrink:
             return "its file could shrink (no F_SEAL_SHRINK; QEMU: memory-backend-memfd seals, memory-backend-file "
                    "does "
-                   "not; trust-peer-memory=on maps it all the same)";
+                   "not; the option trust-peer-memory maps it all the same)";
         case MemoryFd::misaligned: return "it is not aligned to the page size of its file";
     }
     return "unknown";
