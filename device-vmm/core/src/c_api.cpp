@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "support.hpp"
 #include "vvfu/core/core.hpp"
 #include "vvfu/core/vvfu_core.h"
 
@@ -127,7 +128,7 @@ try {
     holder->core = std::move(*created);
     return holder.release();
 } catch (...) {
-    *error = "out of memory";
+    *error = core::exception_text();
     return nullptr;
 }
 

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <exception>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -46,10 +45,8 @@ public:
             }
             body();
             settle(now);
-        } catch (const std::exception &error) {
-            fail_safe(error.what());
         } catch (...) {
-            fail_safe("unknown exception");
+            fail_safe(exception_text());
         }
     }
 

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <exception>
 #include <functional>
 #include <map>
+#include <new>
 #include <set>
 #include <string>
 #include <string_view>
@@ -31,6 +33,22 @@ struct Counters {
 inline Nanoseconds time_left(Nanoseconds now, Nanoseconds latest, Nanoseconds timeout)
 {
     return std::clamp(latest - now, Nanoseconds{0}, timeout);
+}
+
+/// What the exception that is being handled says; valid until the next call in this thread.
+inline const char *exception_text() noexcept
+{
+    static thread_local char text[256];
+    try {
+        throw;
+    } catch (const std::bad_alloc &) {
+        return "out of memory";
+    } catch (const std::exception &error) {
+        std::snprintf(text, sizeof text, "%s", error.what());
+        return text;
+    } catch (...) {
+        return "unknown exception";
+    }
 }
 
 /// For logs: 0x and digits.

@@ -6,7 +6,7 @@
  *  - One thread at a time. vvfu_core_doorbell_written() and vvfu_core_doorbell_pending() are the
  *    exceptions: any thread may call them.
  *  - Port callbacks run inside vvfu_core_* calls and must not call vvfu_core_* back, except vvfu_core_log().
- *  - No C++ exception crosses this interface. If the core itself fails (out of memory) it logs the
+ *  - No C++ exception crosses this interface. If the core itself fails (out of memory, ...) it logs the
  *    cause, ends the session and reports the device broken.
  *  - now_ns is CLOCK_MONOTONIC in nanoseconds.
  *  - After each call the port looks at vvfu_core_wants_peer_data() and vvfu_core_next_deadline().
@@ -75,8 +75,8 @@ typedef struct VvfuCoreState {
     uint64_t unknown_replies;    /* replies with an unknown, answered or expired ID */
 } VvfuCoreState;
 
-/* Returns NULL and sets *error when a configuration value is out of range. The text is one line, valid until the same
- * thread calls this function again or ends. */
+/* NULL: *error says why (a configuration value is out of range, /proc is not there, ...). The text is one line, valid
+ * until the same thread calls this function again or ends. */
 VvfuCore *vvfu_core_new(const VvfuCoreConfig *config, const VvfuPortOps *ops, void *opaque, const char **error);
 void vvfu_core_free(VvfuCore *core); /* ends the session; calls the port for that */
 
