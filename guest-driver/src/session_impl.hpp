@@ -20,6 +20,7 @@
 #include "control_client.hpp"
 #include "reply_sender.hpp"
 #include "transport_queue.hpp"
+#include "vvfu/base/rate_limit.hpp"
 #include "vvfu/guest/session.hpp"
 #include "vvfu/protocol/control.hpp"
 
@@ -151,6 +152,8 @@ private:
     std::deque<control::Buffer> backlog_;
     control::Buffer message_, reply_;
     unsigned logged_errors_ = 0;
+    RateLimit sessions_logged_;
+    bool session_logged_ = false;  ///< the beginning of this one was
 
     using Vector = std::pair<std::uint32_t, std::uint32_t>;  // interrupt index, and vector in it
     std::mutex triggers_mutex_;

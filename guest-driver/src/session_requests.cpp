@@ -253,8 +253,14 @@ Handled Session::Impl::peer(const Header &header, Bytes payload)
         peer_up_ = true;
         epoch_ = header.epoch;
         logged_errors_ = 0;
-        spdlog::info("[{}] session {} begins: peer pid {} uid {}, protocol {}.{}", transport_.name(), epoch_, info->pid,
-                     info->uid, info->major, info->minor);
+        if (const auto silent = sessions_logged_.take_kept_back(Reactor::now()); silent != 0) {
+            spdlog::info("[{}] {} short sessions were not logged", transport_.name(), silent);
+        }
+        session_logged_ = sessions_logged_.admit(Reactor::now());
+        if (session_logged_) {
+            spdlog::info("[{}] session {} begins: peer pid {} uid {}, protocol {}.{}", transport_.name(), epoch_,
+                         info->pid, info->uid, info->major, info->minor);
+        }
         reply(header);
         return {};
     }
@@ -262,7 +268,9 @@ Handled Session::Impl::peer(const Header &header, Bytes payload)
         ++counters_.stale_requests;
         return refuse(Status::stale, "ended session");
     }
-    spdlog::info("[{}] session {} ended: {}", transport_.name(), epoch_, name(info->reason));
+    if (session_logged_) {
+        spdlog::info("[{}] session {} ended: {}", transport_.name(), epoch_, name(info->reason));
+    }
     dma_.clear();
     peer_up_ = false;
     //= VVFU-SESSION-8

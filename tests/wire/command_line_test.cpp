@@ -208,6 +208,20 @@ TEST_F(CommandLine, BackingErrorsAreOneLine)
     EXPECT_FALSE(socket_exists());
 }
 
+TEST_F(CommandLine, ManySessionsDoNotFloodTheLog)
+{
+    Process process({loopback_program(), socket_option(), "testdev"});
+    constexpr int kSessions = 100;
+    for (int i = 0; i < kSessions; ++i) {
+        VfioUserClient::connect(socket).version();
+    }
+    process.signal(SIGTERM);
+    ASSERT_EQ(process.wait(), 0);
+    const auto text = process.errors();
+    EXPECT_NE(text.find("session 1 begins"), std::string::npos) << text;
+    EXPECT_LT(std::count(text.begin(), text.end(), '\n'), kSessions / 2) << text;
+}
+
 TEST_F(CommandLine, JsonLogLinesAreJson)
 {
     Process process({loopback_program(), socket_option(), "--log-level=debug", "--log-format=json", "testdev"});
