@@ -10,7 +10,8 @@ namespace vvfu::nvme {
 /// O_DIRECT would need). Every operation runs on a worker.
 class FileBacking final : public Backing {
 public:
-    /// Fails when the file cannot be used, or another process (or another backing) uses it and one of the two writes.
+    /// Fails when the file cannot be used, or another backing or process uses it and one of the two writes; that a QEMU
+    /// uses it only a writer notices.
     [[nodiscard]] static guest::Result<std::unique_ptr<Backing>> open(const std::string &path, bool read_only,
                                                                       guest::Workers &workers);
 

@@ -254,7 +254,7 @@ Handled Session::Impl::peer(const Header &header, Bytes payload)
         epoch_ = header.epoch;
         logged_errors_ = 0;
         if (const auto silent = sessions_logged_.take_kept_back(Reactor::now()); silent != 0) {
-            spdlog::info("[{}] {} short sessions were not logged", transport_.name(), silent);
+            spdlog::info("[{}] {} more sessions", transport_.name(), silent);
         }
         session_logged_ = sessions_logged_.admit(Reactor::now());
         if (session_logged_) {

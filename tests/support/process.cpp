@@ -43,6 +43,9 @@ std::string read_file(const std::string &path)
 /// In the child: async-signal-safe calls only.
 [[noreturn]] void run_child(char *const *argv, int out, int err, const std::vector<int> &inherit)
 {
+    // Under nohup, or behind a shell's "&", they are ignored.
+    ::signal(SIGHUP, SIG_DFL);
+    ::signal(SIGINT, SIG_DFL);
     ::dup2(out, STDOUT_FILENO);
     ::dup2(err, STDERR_FILENO);
     for (const int fd : inherit) {

@@ -18,13 +18,20 @@ from vmlab.vm import wait_until
 DEMO = pathlib.Path(__file__).with_name("demo.py")
 
 
+def expect_signals():
+    """Under nohup, or behind a shell's "&", they are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path):
     def run(*arguments):
         environment = {**os.environ, "VVFU_DEMO_STATE": str(tmp_path / "kept.json")}
         environment.pop("VVFU_DEMO_START", None)
         return subprocess.Popen([sys.executable, "-B", DEMO, *arguments], env=environment, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                preexec_fn=expect_signals)
     return run
 
 

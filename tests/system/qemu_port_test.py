@@ -79,6 +79,7 @@ def test_help_explains_each_property():
     ({"socket": {"type": "inet", "host": "localhost", "port": "1"}}, "only 'unix' and 'fd'"),
     ({"socket": {"type": "unix", "path": "x", "abstract": True}}, "abstract"),
     ({"socket": {"type": "fd", "str": "0"}}, "not a listening UNIX stream socket"),
+    ({"socket": {"type": "fd", "str": "2"}}, "not a listening UNIX stream socket"),
     ({"socket": 5}, "socket"),
     ({"socket": "s", "window-size": 0}, "window-size=0"),
     ({"socket": "s", "window-size": 6000}, "window-size=6000"),

@@ -295,7 +295,7 @@ void Session::announce(Nanoseconds now, const vfio_user::Version &version)
     peer.uid = credentials_.uid;
     peer.gid = credentials_.gid;
     up_request_ = env_.guest.request(
-        now, Type::peer, epoch_, env_.config.access_timeout,
+        now, Type::peer, epoch_, time_left(now),
         [this](const GuestReply &reply) {
             if (!reply.expired && reply.status != Status::ok) {
                 env_.log.write(LogLevel::warning, "the device guest refused a peer",

@@ -142,7 +142,7 @@ Refusal Session::set_irqs(Nanoseconds now, Message &message)
     apply_irqs(*request, message.fds, changes);
     //= VVFU-IRQ-1
     for (const auto &change : changes) {
-        send_irq_info(now, env_.config.access_timeout, change);
+        send_irq_info(now, time_left(now), change);
     }
     vu::Buffer reply;
     vu::begin_reply(reply, message.header);

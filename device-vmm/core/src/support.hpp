@@ -74,7 +74,7 @@ public:
     /// asks for them wants them all.
     void write(LogLevel level, std::string_view kind, std::string_view text)
     {
-        if (level == LogLevel::debug || admit(level, kind)) {
+        if (level == LogLevel::debug || admit(level, kind, text)) {
             port_.log(level, text);
         }
     }
@@ -99,7 +99,7 @@ public:
         due_ = kNever;
         for (auto &[name, kind] : kinds_) {
             if (const auto count = kind.limit.take_kept_back(now); count != 0) {
-                port_.log(kind.level, std::to_string(count) + " more times: " + name);
+                port_.log(kind.level, std::to_string(count) + " more times: " + name + "; the last: " + kind.last);
             }
             due_ = std::min(due_, kind.limit.due());
         }
@@ -111,15 +111,19 @@ private:
     struct Kind {
         LogLevel level{};
         RateLimit limit;
+        std::string last = {};  ///< text that was kept back: it may be what still goes on
     };
 
-    bool admit(LogLevel level, std::string_view name)
+    bool admit(LogLevel level, std::string_view name, std::string_view text)
     {
         auto it = kinds_.find(name);
         if (it == kinds_.end()) {
             it = kinds_.emplace(name, Kind{level, {}}).first;
         }
         const bool admitted = it->second.limit.admit(now_);
+        if (!admitted) {
+            it->second.last = text;
+        }
         due_ = std::min(due_, it->second.limit.due());
         return admitted;
     }

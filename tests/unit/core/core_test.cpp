@@ -686,12 +686,14 @@ TEST_F(CoreLogTest, AFloodOfConnectionsBecomesAFewLinesAndANumber)
     advance(RateLimit::kInterval - 1ns);
     EXPECT_EQ(0u, count("more times"));
     advance(1ns);
-    EXPECT_EQ(std::to_string(1000 - RateLimit::kBurst) + " more times: a second peer was refused",
-              port.lines.back().text);
+    const auto summary = port.lines.back().text;
+    EXPECT_EQ(0u, summary.find(std::to_string(1000 - RateLimit::kBurst) +
+                               " more times: a second peer was refused; the last: a second peer"))
+        << summary;
     EXPECT_EQ(core::LogLevel::warning, port.lines.back().level);
     EXPECT_EQ(kNever, core->next_deadline());
     EXPECT_EQ(-EBUSY, core->peer_connected(now, {7, 8, 9}));
-    EXPECT_EQ(RateLimit::kBurst + 1, count("pid 7"));
+    EXPECT_EQ(port.lines.back().text.find("a second peer was refused"), 0u) << "a new interval";
 }
 
 TEST_F(CoreLogTest, AFloodOfSessionsBecomesAFewLinesAndANumber)
@@ -709,6 +711,7 @@ TEST_F(CoreLogTest, AFloodOfSessionsBecomesAFewLinesAndANumber)
     EXPECT_EQ(RateLimit::kBurst, count("by messages only"));
     advance(RateLimit::kInterval);
     EXPECT_EQ(3u, count(" more times: "));
+    EXPECT_EQ(1u, count("session 100 begins: ")) << "what may still go on is told";
 }
 
 TEST_F(CoreLogTest, AGuestThatBreaksTheDeviceAgainAndAgainIsCounted)

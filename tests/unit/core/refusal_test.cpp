@@ -116,7 +116,9 @@ TEST_F(RefusalTest, EachCommandHasALimitOfItsOwn)
     EXPECT_EQ(RateLimit::kBurst, port.lines.size());
     EXPECT_EQ("DMA_MAP refused, EINVAL: message too short, payload size 0x0", refused(vu::Command::dma_map, {}));
     advance(RateLimit::kInterval);
-    EXPECT_EQ(std::to_string(100 - RateLimit::kBurst) + " more times: REGION_READ was refused", port.lines.back().text);
+    EXPECT_EQ(0u, port.lines.back().text.find(std::to_string(100 - RateLimit::kBurst) +
+                                              " more times: REGION_READ was refused; the last: "))
+        << port.lines.back().text;
 }
 
 }  // namespace

@@ -915,8 +915,7 @@ TEST_F(SessionTest, PollingFindsARequestWithoutANotification)
 
 TEST_F(SessionTest, PollingLeavesOtherEventsTheirTurn)
 {
-    options.poll = 2s;
-    const auto begin = Reactor::now();
+    options.poll = 1h;
     start_connected();
     const Fd other{::eventfd(1, EFD_CLOEXEC)};
     bool served = false;
@@ -924,7 +923,6 @@ TEST_F(SessionTest, PollingLeavesOtherEventsTheirTurn)
     ASSERT_FALSE(transport.wants_used_notification(kRequestQueue)) << "it polls";
     reactor->run_once();
     EXPECT_TRUE(served);
-    EXPECT_LT(Reactor::now() - begin, options.poll);
     reactor->unwatch(other.get());
 }
 
