@@ -230,7 +230,7 @@ static const struct {
     { "message-ranges", "Ranges of the peer's memory outside of the window" },
     { "requests", "Messages that the peer sent" },
     { "protocol-errors", "Messages of the peer that were refused" },
-    { "deadline-expiries", "Requests that the guest did not answer in time" },
+    { "deadline-expiries", "Times that the guest or the peer was too late" },
     { "unknown-replies", "Replies of the guest that answered nothing" },
 };
 

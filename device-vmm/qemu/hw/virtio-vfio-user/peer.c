@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include "qemu/ctype.h"
 #include "qemu/cutils.h"
 #include "qemu/main-loop.h"
 #include "qemu/sockets.h"
@@ -595,7 +596,10 @@ static bool vvfu_take_listener(VirtioVfioUser *s, Error **errp)
                    "virtio-vfio-user: file descriptor '%s' is not a "
                    "listening UNIX stream socket",
                    name);
-        close(fd); /* it is ours: the monitor has forgotten its name */
+        /* A number may be anybody's; what had a name is ours from now on. */
+        if (!qemu_isdigit(name[0])) {
+            close(fd);
+        }
         return false;
     }
     qemu_socket_set_nonblock(fd);
