@@ -43,11 +43,7 @@ def driver(machine):
 
 @pytest.fixture
 def session(driver, path):
-    """The peer of a session that has begun."""
-    with client.Peer(path) as peer:
-        peer.send_version()
-        driver.begin_session()
-        assert peer.receive()[:2] == (client.VERSION, 0)
+    with driver.session(path) as peer:
         yield peer
 
 
@@ -219,10 +215,8 @@ def test_stale_socket_is_replaced(machine, path):
     driver = drv.Driver(machine)
     driver.initialise()
     driver.register()
-    with client.Peer(path) as peer:
-        peer.send_version()
-        driver.begin_session()
-        assert peer.receive()[1] == 0
+    with driver.session(path):
+        pass
 
 
 def test_registration_fails_while_another_server_has_the_path(machine, path):
@@ -259,10 +253,8 @@ def test_passed_listening_socket(tmp_path, path):
         driver = drv.Driver(machine)
         driver.initialise()
         driver.register()
-        with client.Peer(path) as peer:
-            peer.send_version()
-            driver.begin_session()
-            assert peer.receive()[1] == 0
+        with driver.session(path):
+            pass
     listener.close()
 
 
@@ -353,10 +345,8 @@ def test_device_reset_ends_the_session(machine, driver, session, path):
     assert machine.property("session-state") == "no driver"
     driver.initialise()
     driver.register()
-    with client.Peer(path) as peer:
-        peer.send_version()
-        assert driver.begin_session().epoch == 2
-        assert peer.receive()[1] == 0
+    with driver.session(path, epoch=2):
+        pass
 
 
 def test_losing_bus_master_ends_the_session(machine, driver, session, path):
@@ -390,10 +380,7 @@ def test_unplug_ends_the_session(tmp_path, path):
         driver = drv.Driver(machine, slot=0, bus=1)
         driver.initialise()
         driver.register()
-        with client.Peer(path) as peer:
-            peer.send_version()
-            driver.begin_session()
-            assert peer.receive()[1] == 0
+        with driver.session(path) as peer:
             fd, _ = client.shared_memory(MIB)
             add_range(driver, peer, 0, MIB, fd)
             machine.qmp.execute("device_del", id="vvfu")
@@ -648,10 +635,7 @@ def test_memory_that_could_shrink_is_mapped_only_on_request(tmp_path, path):
             driver = drv.Driver(machine)
             driver.initialise()
             driver.register()
-            with client.Peer(path) as peer:
-                peer.send_version()
-                driver.begin_session()
-                assert peer.receive()[1] == 0
+            with driver.session(path) as peer:
                 fd, _ = client.shared_memory(MIB, seal=False)
                 assert (add_range(driver, peer, 0, MIB, fd) is not None) == mapped
 

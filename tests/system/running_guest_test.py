@@ -61,10 +61,7 @@ def driver(machine, guest):
 
 @pytest.fixture
 def session(driver, tmp_path):
-    with client.Peer(tmp_path / "device.sock") as peer:
-        peer.send_version()
-        driver.begin_session()
-        assert peer.receive()[:2] == (client.VERSION, 0)
+    with driver.session(tmp_path / "device.sock") as peer:
         yield peer
 
 

@@ -186,23 +186,11 @@ protected:
     {
         ASSERT_EQ(host.create_io_queue(1, 16).status, 0);
         ASSERT_EQ(session.client.dma_map(data.address(), data.size(), 0, kMapRead | kMapWrite, -1), 0);
-        session.client.on_dma([&](Message message) { held.push_back(std::move(message)); });
+        dma.begin();
         host.submit(1, host.read_command(1, 0, 8).prps(data.address(), 0));
         host.submit(1, host.write_command(1, 8, 8).prps(data.address() + 4096, 0));
         host.ring(1);
-        ASSERT_TRUE(session.client.serve_until([&] { return held.size() == 2; }));
-    }
-    void answer()
-    {
-        session.client.serve_memory(data);
-        session.client.on_dma(nullptr);
-        for (const auto &message : held) {
-            session.client.answer_dma(message);
-        }
-    }
-    void expect_no_deadline()
-    {
-        EXPECT_EQ(loopback.process().errors().find("in time"), std::string::npos) << loopback.process().errors();
+        ASSERT_TRUE(dma.wait_for(2));
     }
 
     LoopbackProcess loopback{loopback_program(),
@@ -210,7 +198,7 @@ protected:
     NvmeSession session{loopback};
     NvmeHost &host = session.host;
     GuestRam data{0x10000000, kMiB};
-    std::vector<Message> held;
+    HeldDma dma{session.client};
 };
 
 TEST_F(NvmeUnansweredDma, DoesNotHoldUpAResetWhichCompletesNoCommand)
@@ -219,11 +207,11 @@ TEST_F(NvmeUnansweredDma, DoesNotHoldUpAResetWhichCompletesNoCommand)
     EXPECT_FALSE(host.poll(1));
     EXPECT_EQ(host.vector(1).take(), 0u);
     EXPECT_FALSE(host.ready());
-    answer();
+    dma.answer(data);
     host.start();
     ASSERT_EQ(host.create_io_queue(1, 16).status, 0);
     write_and_verify(host, 1);
-    expect_no_deadline();
+    expect_no_deadline(loopback);
 }
 
 TEST_F(NvmeUnansweredDma, EndsWithDataTransferErrorWhenItsMemoryIsUnmapped)
@@ -231,9 +219,9 @@ TEST_F(NvmeUnansweredDma, EndsWithDataTransferErrorWhenItsMemoryIsUnmapped)
     EXPECT_EQ(session.client.dma_unmap(data.address(), data.size()), 0);
     EXPECT_EQ(host.wait(1).status, 0x04);
     EXPECT_EQ(host.wait(1).status, 0x04);
-    answer();
+    dma.answer(data);
     write_and_verify(host, 1);
-    expect_no_deadline();
+    expect_no_deadline(loopback);
 }
 
 TEST(NvmeWire, DataInAFileSurvivesPeersAndServers)

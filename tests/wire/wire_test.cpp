@@ -7,6 +7,7 @@
 #include <array>
 #include <cerrno>
 #include <system_error>
+#include <utility>
 
 namespace vvfu::test {
 
@@ -73,6 +74,30 @@ bool eventually(const std::function<bool()> &condition)
         ::poll(nullptr, 0, 1);
     }
     return true;
+}
+
+void HeldDma::begin()
+{
+    client_.on_dma([this](Message message) { held_.push_back(std::move(message)); });
+}
+
+bool HeldDma::wait_for(std::size_t count)
+{
+    return client_.serve_until([&] { return held_.size() >= count; });
+}
+
+void HeldDma::answer(const GuestRam &memory)
+{
+    client_.serve_memory(memory);
+    client_.on_dma(nullptr);
+    for (const auto &message : std::exchange(held_, {})) {
+        client_.answer_dma(message);
+    }
+}
+
+void expect_no_deadline(LoopbackProcess &loopback)
+{
+    EXPECT_EQ(loopback.process().errors().find("in time"), std::string::npos) << loopback.process().errors();
 }
 
 FdProbe::FdProbe()

@@ -72,6 +72,26 @@ protected:
 /// Polls `condition` until it holds or 10 s have passed.
 [[nodiscard]] bool eventually(const std::function<bool()> &condition);
 
+/// A peer that answers no DMA command until it wants to: as QEMU, whose main loop does both that and waiting for RESET
+/// and UNMAP.
+class HeldDma {
+public:
+    explicit HeldDma(VfioUserClient &client) : client_(client) {}
+    /// From now on commands are kept.
+    void begin();
+    /// Serves the socket until `count` commands are kept.
+    [[nodiscard]] bool wait_for(std::size_t count);
+    /// Answers at last, from `memory`; from then on as usual.
+    void answer(const GuestRam &memory);
+
+private:
+    VfioUserClient &client_;
+    std::vector<Message> held_;
+};
+
+/// No wait of the server was ended by a deadline.
+void expect_no_deadline(LoopbackProcess &loopback);
+
 /// The write end of a pipe to give away, and whether every copy of it has been closed.
 class FdProbe {
 public:

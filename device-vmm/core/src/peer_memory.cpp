@@ -59,18 +59,20 @@ Refusal PeerMemory::check_map(const vfio_user::DmaMap &request, std::size_t fds)
     if (fds > 1) {
         return {EINVAL, "more than one file descriptor", {{"number", fds}}};
     }
-    const std::vector<Refusal::Value> range = {{"address", request.address}, {"size", request.size}};
+    const auto refused = [&](int error, std::string_view reason) {
+        return Refusal{error, reason, {{"address", request.address}, {"size", request.size}}};
+    };
     if (request.size == 0 || request.address + (request.size - 1) < request.address) {
-        return {EINVAL, "an empty range, or one that wraps", range};
+        return refused(EINVAL, "an empty range, or one that wraps");
     }
     if (request.offset + request.size < request.offset) {
         return {EINVAL, "a file range that wraps", {{"offset", request.offset}, {"size", request.size}}};
     }
     if (request.size > kMaxRangeSize) {
-        return {ENOSPC, "more than 8 TiB", range};
+        return refused(ENOSPC, "more than 8 TiB");
     }
     if (overlaps(request.address, request.size)) {
-        return {EEXIST, "overlaps a range", range};
+        return refused(EEXIST, "overlaps a range");
     }
     // Those being removed count: they hold window space and requests.
     if (ranges_.size() + removing_.size() >= vfio_user::kMaxDmaMaps) {

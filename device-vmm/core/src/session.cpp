@@ -16,7 +16,6 @@ using vfio_user::Command;
 Session::Session(Nanoseconds now, const SessionEnvironment &environment, const PeerCredentials &credentials)
     : env_(environment),
       credentials_(credentials),
-      handshake_deadline_(now + kHandshakeTimeout),
       connected_at_(now),
       memory_(env_.config, env_.port, env_.guest, env_.log, env_.window),
       dma_(env_.port, env_.counters, env_.log, env_.config.access_timeout)
@@ -69,13 +68,13 @@ void Session::feed(Nanoseconds now, std::span<const std::byte> data, std::span<F
 
 Nanoseconds Session::next_deadline() const
 {
-    return state_ == State::awaiting_version ? handshake_deadline_ : dma_.next_deadline();
+    return state_ == State::awaiting_version ? connected_at_ + kHandshakeTimeout : dma_.next_deadline();
 }
 
 void Session::tick(Nanoseconds now)
 {
     //= VVFU-SESSION-9
-    if (state_ == State::awaiting_version && handshake_deadline_ <= now) {
+    if (state_ == State::awaiting_version && next_deadline() <= now) {
         ++env_.counters.deadline_expiries;
         env_.log.write(LogLevel::warning, "a peer did not complete VERSION",
                        "peer " + describe(credentials_) + " did not complete VERSION in time");

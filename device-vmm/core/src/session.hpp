@@ -148,7 +148,7 @@ private:
 
     SessionEnvironment env_;
     PeerCredentials credentials_;
-    Nanoseconds handshake_deadline_;
+    Nanoseconds connected_at_;
     State state_ = State::awaiting_version;
     std::optional<control::DownReason> ended_;
     std::uint32_t epoch_ = 0;
@@ -157,8 +157,7 @@ private:
     // An IRQ_INFO that notification 0 caused is not answered; it fired once more since then.
     bool unmask_outstanding_ = false, unmask_again_ = false;
     bool peer_takes_fds_ = true;
-    bool must_wait_ = false;  // set by a handler: call it again later
-    Nanoseconds connected_at_;
+    bool must_wait_ = false;                 // set by a handler: call it again later
     std::optional<Nanoseconds> parked_for_;  // before the first pump()
     Nanoseconds latest_{};                   // when the command that is being dispatched has to be answered
 

@@ -53,10 +53,12 @@ Refusal Session::check_irqs(const vu::IrqRequest &request, const std::vector<Fd>
     if (set.index >= control::kIrqIndexCount) {
         return {EINVAL, "no such interrupt index", {{"index", set.index}}};
     }
-    const std::vector<Refusal::Value> range = {{"index", set.index}, {"start", set.start}, {"count", set.count}};
+    const auto refused = [&](std::string_view reason) {
+        return Refusal{EINVAL, reason, {{"index", set.index}, {"start", set.start}, {"count", set.count}}};
+    };
     const auto vectors = env_.irqs.counts()[set.index];
     if (set.start >= vectors || set.count > vectors - set.start) {
-        return {EINVAL, "no such vectors", range};
+        return refused("no such vectors");
     }
     const bool err_or_req = set.index == control::kIrqErr || set.index == control::kIrqReq;
     if (err_or_req && action != vu::kIrqActionTrigger) {
@@ -64,7 +66,7 @@ Refusal Session::check_irqs(const vu::IrqRequest &request, const std::vector<Fd>
     }
     const bool disable = data == vu::kIrqDataNone && action == vu::kIrqActionTrigger;
     if (set.count == 0 && (set.start != 0 || !disable)) {
-        return {EINVAL, "no vectors", range};
+        return refused("no vectors");
     }
     if (!fds.empty() && (data != vu::kIrqDataEventfd || fds.size() != set.count)) {
         return {EINVAL, "not one file descriptor per vector", {{"number", fds.size()}, {"count", set.count}}};
@@ -78,7 +80,7 @@ Refusal Session::check_irqs(const vu::IrqRequest &request, const std::vector<Fd>
     //= VVFU-OP-6
     //# The device MUST refuse SET_IRQS with a file descriptor that is not an eventfd.
     if (!std::all_of(fds.begin(), fds.end(), [this](const Fd &fd) { return env_.is_eventfd(fd.get()); })) {
-        return {EINVAL, "not an eventfd", range};
+        return refused("not an eventfd");
     }
     return {};
 }

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The guest driver's part, by hand: PCI configuration, virtio-pci, three split queues, control messages."""
 
+import contextlib
 import struct
 
 from .machine import eventually
+from .peer import VERSION, Peer
 
 BAR0, BAR1, BAR2, BAR4 = 0xFE000000, 0xFE100000, 0x100_0000_0000 >> 2, 0xFE200000
 RAM = 0x100000
@@ -249,6 +251,15 @@ class Driver:
         bits = self.expect(FEATURE_BITS)
         self.reply(bits, bits.payload)
         return peer
+
+    @contextlib.contextmanager
+    def session(self, path, epoch=1):
+        """The peer of a session that has begun."""
+        with Peer(path) as peer:
+            peer.send_version()
+            assert self.begin_session().epoch == epoch
+            assert peer.receive()[:2] == (VERSION, 0)
+            yield peer
 
     def end_session(self):
         peer = self.expect(PEER)

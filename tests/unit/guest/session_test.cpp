@@ -153,6 +153,14 @@ protected:
         start_registered();
         peer_up();
     }
+    /// With a DEVICE_RESET that the model has not finished.
+    void start_with_a_reset_held()
+    {
+        start_connected();
+        model.hold_resets = true;
+        send(Type::device_reset, {});
+        run();
+    }
 
     std::uint64_t send(Type type, control::Bytes payload, std::uint16_t flags = 0)
     {
@@ -687,10 +695,7 @@ TEST_F(SessionTest, TheModelHearsOfAResetBeforeItsTransfersFail)
 
 TEST_F(SessionTest, ABacklogBeyondItsLimitStaysInTheRingAndIsServedLater)
 {
-    start_connected();
-    model.hold_resets = true;
-    send(Type::device_reset, {});
-    run();
+    start_with_a_reset_held();
     unsigned sent = 0;
     control::Buffer message;
     for (;; ++sent) {
@@ -1045,10 +1050,7 @@ TEST_F(BrokenDeviceTest, ARegistrationThatHeldCountsAnew)
 
 TEST_F(BrokenDeviceTest, AModelThatIsResettingIsNotResetAgain)
 {
-    start_connected();
-    model.hold_resets = true;
-    send(Type::device_reset, {});
-    run();
+    start_with_a_reset_held();
     transport.set_broken();
     run();
     EXPECT_EQ(model.log, (std::vector<std::string>{"reset"}));
@@ -1071,10 +1073,7 @@ TEST_F(BrokenDeviceTest, AResetThatWaitsForATriggerEndsWithTheDevice)
 
 TEST_F(BrokenDeviceTest, ADeviceThatBreaksDuringAResetTakesTheNextSession)
 {
-    start_connected();
-    model.hold_resets = true;
-    send(Type::device_reset, {});
-    run();
+    start_with_a_reset_held();
     transport.set_broken();
     run();
     model.hold_resets = false;
