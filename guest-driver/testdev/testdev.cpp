@@ -382,10 +382,15 @@ void Testdev::function_reset(std::function<void()> done)
     ++resets_;
     registers_.reset();
     counters_ = {};
-    if (busy_) {
-        reset_done_ = std::move(done);
-    } else {
+    //= VVFU-RESET-3
+    auto finish = [this, done = std::move(done)] {
+        std::fill(memory_.begin(), memory_.end(), std::byte{0});
         done();
+    };
+    if (busy_) {
+        reset_done_ = std::move(finish);
+    } else {
+        finish();
     }
 }
 

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <deque>
+#include <iterator>
 #include <map>
 #include <optional>
 #include <string>
@@ -46,6 +47,7 @@ public:
     std::size_t request_buffers = 1000000;  ///< that the guest has posted
     int push_result = 0;                    ///< other than 0: instead of taking the request
     int map_result = 0;
+    int region_memory_result = 0;
 
     // What the core did.
     bool listening = false;
@@ -54,8 +56,9 @@ public:
     std::deque<ByteVector> requests;
     std::map<std::uint64_t, ByteVector> completed;  ///< control replies by token
     std::optional<std::string> broken;
-    std::map<std::uint64_t, Mapping> window;  ///< by window offset
-    std::map<unsigned, int> doorbells;        ///< connected ones
+    std::map<std::uint64_t, Mapping> window;         ///< by window offset
+    std::map<std::uint64_t, Mapping> region_memory;  ///< by offset
+    std::map<unsigned, int> doorbells;               ///< connected ones
     std::map<unsigned, int> notifications;
     std::vector<LogLine> lines;
     std::vector<std::string> events;  ///< order of effects: "send", "unmap 0x0", "close", ...
@@ -116,28 +119,28 @@ public:
         if (map_result != 0) {
             return map_result;
         }
-        const auto next = window.lower_bound(offset);
-        const bool hits_next = next != window.end() && next->first < offset + size;
-        const bool hits_previous =
-            next != window.begin() && std::prev(next)->first + std::prev(next)->second.size > offset;
-        if (hits_next || hits_previous || offset % 4096 != 0 || size % 4096 != 0) {
-            violations.emplace_back("overlapping or misaligned window mapping");
-        }
-        struct stat st {};
-        ::fstat(fd, &st);
-        window[offset] = {size, protection, fd_offset, st.st_ino};
+        put(window, offset, size, protection, fd, fd_offset);
         events.emplace_back("map");
         return 0;
     }
     void window_unmap(std::uint64_t offset, std::uint64_t size) override
     {
-        const auto it = window.find(offset);
-        if (it == window.end() || it->second.size != size) {
-            violations.emplace_back("unmap of something else than was mapped");
-        } else {
-            window.erase(it);
-        }
+        take(window, offset, size);
         events.emplace_back("unmap");
+    }
+    int region_memory_map(std::uint64_t offset, std::uint64_t size, int fd, std::uint64_t fd_offset) override
+    {
+        if (region_memory_result != 0) {
+            return region_memory_result;
+        }
+        put(region_memory, offset, size, core::kProtRead | core::kProtWrite, fd, fd_offset);
+        events.emplace_back("map areas");
+        return 0;
+    }
+    void region_memory_unmap(std::uint64_t offset, std::uint64_t size) override
+    {
+        take(region_memory, offset, size);
+        events.emplace_back("unmap areas");
     }
     void doorbell_set(unsigned index, int fd) override { set(doorbells, index, fd); }
     void notification_set(unsigned index, int fd) override { set(notifications, index, fd); }
@@ -162,6 +165,30 @@ public:
     }
 
 private:
+    using Mappings = std::map<std::uint64_t, Mapping>;
+
+    void put(Mappings &where, std::uint64_t offset, std::uint64_t size, int protection, int fd, std::uint64_t fd_offset)
+    {
+        const auto next = where.lower_bound(offset);
+        const bool hits_next = next != where.end() && next->first < offset + size;
+        const bool hits_previous =
+            next != where.begin() && std::prev(next)->first + std::prev(next)->second.size > offset;
+        if (hits_next || hits_previous || offset % 4096 != 0 || size % 4096 != 0) {
+            violations.emplace_back("overlapping or misaligned mapping");
+        }
+        struct stat st {};
+        ::fstat(fd, &st);
+        where[offset] = {size, protection, fd_offset, st.st_ino};
+    }
+    void take(Mappings &where, std::uint64_t offset, std::uint64_t size)
+    {
+        const auto it = where.find(offset);
+        if (it == where.end() || it->second.size != size) {
+            violations.emplace_back("unmap of something else than was mapped");
+        } else {
+            where.erase(it);
+        }
+    }
     void set(std::map<unsigned, int> &where, unsigned index, int fd)
     {
         if (fd < 0) {

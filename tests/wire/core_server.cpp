@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <poll.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -19,16 +18,6 @@ namespace {
 constexpr std::size_t kRegionMemorySize = 256 * 1024;
 constexpr std::size_t kReadChunk = 64 * 1024;
 constexpr std::size_t kMaxFds = 253;  // SCM_MAX_FD
-
-Fd sealed_memory(std::size_t size)
-{
-    Fd fd(::memfd_create("region-memory", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-    if (!fd || ::ftruncate(fd.get(), static_cast<off_t>(size)) != 0 ||
-        ::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
-        throw std::system_error(errno, std::generic_category(), "memfd");
-    }
-    return fd;
-}
 
 control::DeviceInfo describe_device()
 {
@@ -50,13 +39,8 @@ control::DeviceInfo describe_device()
 
 }  // namespace
 
-CoreServer::CoreServer(const Options &options) : region_memory_fd_(sealed_memory(kRegionMemorySize))
+CoreServer::CoreServer(const Options &options)
 {
-    void *memory = ::mmap(nullptr, kRegionMemorySize, PROT_READ | PROT_WRITE, MAP_SHARED, region_memory_fd_.get(), 0);
-    if (memory == MAP_FAILED) {
-        throw std::system_error(errno, std::generic_category(), "mmap");
-    }
-    region_memory_ = {static_cast<std::byte *>(memory), kRegionMemorySize};
     doorbells_.fill(-1);
     notifications_.fill(-1);
     regions_[0].resize(kBar0Size);
@@ -67,7 +51,6 @@ CoreServer::CoreServer(const Options &options) : region_memory_fd_(sealed_memory
     core::CoreConfig config;
     config.window_size = std::uint64_t{1} << 32;
     config.region_memory_size = kRegionMemorySize;
-    config.region_memory_fd = region_memory_fd_.get();
     config.unmap_timeout = options.unmap_timeout;
     config.access_timeout = options.access_timeout;
     config.trust_peer_memory = options.trust_peer_memory;
@@ -87,7 +70,6 @@ CoreServer::~CoreServer()
     call([this] { stop_ = true; });
     thread_.join();
     core_.reset();
-    ::munmap(region_memory_.data(), region_memory_.size());
 }
 
 void CoreServer::register_device()

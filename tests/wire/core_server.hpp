@@ -46,8 +46,6 @@ public:
 
     core::CoreState state();
     std::size_t window_mappings();
-    /// Bytes of the region memory that the peer may map.
-    [[nodiscard]] std::span<std::byte> region_memory() { return region_memory_; }
     std::string log_text();
 
     // The emulated device's description.
@@ -68,6 +66,9 @@ private:
     int window_map(std::uint64_t window_offset, std::uint64_t size, int protection, int fd,
                    std::uint64_t fd_offset) override;
     void window_unmap(std::uint64_t window_offset, std::uint64_t size) override;
+    // No wire test with this server looks at bytes of region memory.
+    int region_memory_map(std::uint64_t, std::uint64_t, int, std::uint64_t) override { return 0; }
+    void region_memory_unmap(std::uint64_t, std::uint64_t) override {}
     void doorbell_set(unsigned index, int fd) override { doorbells_.at(index) = fd; }
     void notification_set(unsigned index, int fd) override { notifications_.at(index) = fd; }
     void signal_eventfd(int fd) override;
@@ -89,8 +90,6 @@ private:
     static Nanoseconds now();
 
     std::unique_ptr<core::Core> core_;
-    Fd region_memory_fd_;
-    std::span<std::byte> region_memory_;
     Fd socket_;
     std::vector<std::byte> backlog_;
     std::array<std::vector<std::byte>, control::kRegionCount> regions_;

@@ -3,8 +3,11 @@
 // vvfu-loopback with its testdev: registers, the mappable area, interrupts and DMA, as a driver VMM sees them.
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <span>
+#include <vector>
 
 #include "testdev_registers.hpp"
 #include "wire_test.hpp"
@@ -119,6 +122,81 @@ TEST_F(TestdevWire, MappedAreaAndTrappedAccessesShowTheSameBytes)
         ::munmap(memory, area.size);
         ++value;
     }
+}
+
+/// All areas of BAR 2, mapped.
+class MappedAreas {
+public:
+    explicit MappedAreas(VfioUserClient &client)
+    {
+        const auto info = client.region_info(kBar2);
+        EXPECT_EQ(info.fds.size(), 1u);
+        for (const auto &area : info.areas) {
+            void *memory = ::mmap(nullptr, area.size, PROT_READ | PROT_WRITE, MAP_SHARED, info.fds.at(0).get(),
+                                  static_cast<off_t>(info.offset + area.offset));
+            EXPECT_NE(memory, MAP_FAILED);
+            areas_.push_back({area.offset, {static_cast<std::uint8_t *>(memory), area.size}});
+        }
+    }
+    ~MappedAreas()
+    {
+        for (const auto &area : areas_) {
+            ::munmap(area.bytes.data(), area.bytes.size());
+        }
+    }
+    MappedAreas(const MappedAreas &) = delete;
+    MappedAreas &operator=(const MappedAreas &) = delete;
+
+    void fill(std::uint8_t value)
+    {
+        for (const auto &area : areas_) {
+            std::fill(area.bytes.begin(), area.bytes.end(), value);
+        }
+    }
+    /// Whether all bytes are `value`, in the mappings and to the model.
+    bool hold(std::uint8_t value, VfioUserClient &client)
+    {
+        return std::all_of(areas_.begin(), areas_.end(), [&](const Area &area) {
+            const auto is_value = [&](auto byte) { return static_cast<std::uint8_t>(byte) == value; };
+            const auto first = client.region_read(kBar2, area.offset, 64);
+            const auto last = client.region_read(kBar2, area.offset + area.bytes.size() - 64, 64);
+            return std::all_of(area.bytes.begin(), area.bytes.end(), is_value) &&
+                   std::all_of(first.begin(), first.end(), is_value) && std::all_of(last.begin(), last.end(), is_value);
+        });
+    }
+
+private:
+    struct Area {
+        std::uint64_t offset = 0;
+        std::span<std::uint8_t> bytes;
+    };
+    std::vector<Area> areas_;
+};
+
+//= VVFU-REGION-2
+//= VVFU-REGION-3
+//= VVFU-RESET-3
+//= type=test
+TEST_F(TestdevWire, WhatAFormerPeerStillMapsIsWorthless)
+{
+    MappedAreas first{client};
+    first.fill(0x11);
+    ASSERT_TRUE(first.hold(0x11, client));
+    client.close();
+    client = loopback.connect();
+    client.version();
+    MappedAreas second{client};
+    EXPECT_TRUE(second.hold(0, client));
+    first.fill(0x22);
+    EXPECT_TRUE(second.hold(0, client));
+    second.fill(0x33);
+    first.fill(0x44);
+    EXPECT_TRUE(second.hold(0x33, client));
+    EXPECT_EQ(client.reset(), 0);
+    first.fill(0x55);
+    EXPECT_TRUE(second.hold(0, client)) << "power-on state";
+    second.fill(0x66);
+    EXPECT_TRUE(second.hold(0x66, client)) << "the mapping outlives the reset";
 }
 
 TEST_F(TestdevWire, RegionMemoryCannotBeShrunkByThePeer)

@@ -48,6 +48,14 @@ public:
     {
         ops_.window_unmap(opaque_, window_offset, size);
     }
+    int region_memory_map(std::uint64_t offset, std::uint64_t size, int fd, std::uint64_t fd_offset) override
+    {
+        return ops_.region_memory_map(opaque_, offset, size, fd, fd_offset);
+    }
+    void region_memory_unmap(std::uint64_t offset, std::uint64_t size) override
+    {
+        ops_.region_memory_unmap(opaque_, offset, size);
+    }
     void doorbell_set(unsigned index, int fd) override { ops_.doorbell_set(opaque_, index, fd); }
     void notification_set(unsigned index, int fd) override { ops_.notification_set(opaque_, index, fd); }
     void signal_eventfd(int fd) override { ops_.signal_eventfd(opaque_, fd); }
@@ -87,7 +95,6 @@ core::CoreConfig convert(const VvfuCoreConfig &config)
     std::copy(std::begin(config.uuid), std::end(config.uuid), out.uuid.begin());
     out.window_size = config.window_size;
     out.region_memory_size = config.region_memory_size;
-    out.region_memory_fd = config.region_memory_fd;
     out.doorbells = config.doorbells;
     out.notifications = config.notifications;
     out.trust_peer_memory = config.trust_peer_memory;

@@ -237,9 +237,6 @@ const char *problem(const CoreConfig &config)
     if (!page_multiple(config.region_memory_size)) {
         return "region memory size must be a multiple of 4096";
     }
-    if ((config.region_memory_size != 0) != (config.region_memory_fd >= 0)) {
-        return "region memory needs both a size and a file descriptor";
-    }
     if (config.doorbells == 0 || config.doorbells > kMaxDoorbells) {
         return "the number of doorbells must be 1 to 4096";
     }

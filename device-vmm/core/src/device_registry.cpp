@@ -83,6 +83,25 @@ Problem add_region(Device &device, const control::RegionInfo &info, const CoreCo
     return std::nullopt;
 }
 
+/// The parts of region memory from byte 0 of a region to the end of its last area.
+Problem check_spans(const Device &device)
+{
+    std::vector<std::pair<std::uint64_t, std::uint64_t>> spans;
+    for (const auto &region : device.regions) {
+        if (!region.areas.empty()) {
+            const auto &last = region.areas.back();
+            spans.emplace_back(region.region_memory_offset, region.region_memory_offset + last.offset + last.size);
+        }
+    }
+    std::sort(spans.begin(), spans.end());
+    for (std::size_t i = 1; i < spans.size(); ++i) {
+        if (spans[i].first < spans[i - 1].second) {
+            return invalid("two regions overlap in region memory");
+        }
+    }
+    return std::nullopt;
+}
+
 Problem add_regions(Device &device, const control::DeviceInfo &info, const CoreConfig &config)
 {
     std::array<bool, control::kRegionCount> seen{};
@@ -93,6 +112,9 @@ Problem add_regions(Device &device, const control::DeviceInfo &info, const CoreC
         if (std::exchange(seen[region.index], true)) {
             return invalid(region_name(region.index) + ": listed twice");
         }
+    }
+    if (auto problem = check_spans(device)) {
+        return problem;
     }
     const auto config_size = device.regions[control::kRegionConfig].size;
     if (config_size != 256 && config_size != 4096) {

@@ -18,6 +18,7 @@ Session::Session(Nanoseconds now, const SessionEnvironment &environment, const P
       credentials_(credentials),
       connected_at_(now),
       memory_(env_.config, env_.port, env_.guest, env_.log, env_.window),
+      region_memory_(env_.port),
       dma_(env_.port, env_.counters, env_.log, env_.config.access_timeout)
 {
 }
@@ -40,6 +41,7 @@ void Session::violated(std::string_view what)
 void Session::release()
 {
     memory_.release();
+    region_memory_.release();
     env_.irqs.release();
     kept_.clear();
 }
@@ -222,14 +224,13 @@ void Session::refuse(const Header &request, const Refusal &refusal)
     env_.port.send(scratch_, {});
 }
 
-void Session::send_reply(const Header &request, vfio_user::Buffer reply, bool with_region_fd)
+void Session::send_reply(const Header &request, vfio_user::Buffer reply, int fd)
 {
     if (request.no_reply()) {
         return;
     }
     vfio_user::finish(reply);
-    const auto *fd = &env_.config.region_memory_fd;
-    env_.port.send(reply, with_region_fd ? std::span{fd, 1} : std::span<const int>{});
+    env_.port.send(reply, fd >= 0 ? std::span<const int>{&fd, 1} : std::span<const int>{});
 }
 
 void Session::send_empty_reply(const Header &request)
@@ -265,6 +266,9 @@ Refusal Session::version(Nanoseconds now, Message &message)
     }
     if (!message.fds.empty()) {
         return {EINVAL, "with file descriptors", {{"number", message.fds.size()}}};
+    }
+    if (const int rc = region_memory_.show(env_.device); rc != 0) {
+        return {-rc, "no memory for the areas of the device", {}};
     }
     state_ = State::negotiating;
     // It could not be read while the guest still had to answer the end of the session before.

@@ -20,6 +20,7 @@
 #include "peer_dma.hpp"
 #include "peer_memory.hpp"
 #include "refusal.hpp"
+#include "region_memory.hpp"
 #include "support.hpp"
 #include "vvfu/protocol/vfio_user.hpp"
 
@@ -102,8 +103,8 @@ private:
     /// Timeout of a request on behalf of the command that is being dispatched.
     [[nodiscard]] Nanoseconds time_left(Nanoseconds now) const;
     void refuse(const Header &request, const Refusal &refusal);
-    /// `reply` without its size; with_region_fd: the region memory's file goes with it.
-    void send_reply(const Header &request, vfio_user::Buffer reply, bool with_region_fd = false);
+    /// `reply` without its size; fd, unless it is -1, goes with it.
+    void send_reply(const Header &request, vfio_user::Buffer reply, int fd = -1);
     void send_empty_reply(const Header &request);
     /// Sends a finished reply when all posted writes before it are known to be complete (VVFU-OP-5).
     void reply_in_order(Nanoseconds now, const Header &request, vfio_user::Buffer reply);
@@ -167,6 +168,7 @@ private:
     std::size_t read_bytes_ = 0;  // of REGION_READ commands in progress
     std::size_t resets_ = 0;      // DEVICE_RESET commands that the guest has not answered
     PeerMemory memory_;
+    RegionMemory region_memory_;
     PeerDma dma_;
     vfio_user::Buffer scratch_;
 };

@@ -24,7 +24,8 @@ vfio_user::Buffer region_info_payload(std::uint32_t index, const Region &region,
         return out;
     }
     info.flags |= vfio_user::kRegionFlagMmap;
-    info.offset = region.region_memory_offset;
+    // Of the region's own file: see RegionMemory::fd().
+    info.offset = 0;
     info.argsz +=
         static_cast<std::uint32_t>(sizeof(vfio_user::SparseCap) + region.areas.size() * sizeof(vfio_user::SparseArea));
     if (!with_caps) {
@@ -89,7 +90,8 @@ Refusal Session::get_region_info(Nanoseconds, Message &message)
     vfio_user::append_bytes(reply, payload);
     // One fd for all areas: stock clients refuse more (reference: exactly one with the MMAP flag).
     //= VVFU-REGION-1
-    send_reply(message.header, std::move(reply), complete && !region.areas.empty());
+    send_reply(message.header, std::move(reply),
+               complete && !region.areas.empty() ? region_memory_.fd(request->index) : -1);
     return {};
 }
 

@@ -54,7 +54,6 @@ guest::Result<std::unique_ptr<DeviceSide>> DeviceSide::create(core::CoreConfig c
     if (!reactor) {
         return make_unexpected(reactor.error());
     }
-    config.region_memory_fd = resources.region_memory.fd();
     std::unique_ptr<DeviceSide> side{new DeviceSide{config, std::move(resources), std::move(*reactor)}};
     if (auto result = side->open_events(); !result) {
         return make_unexpected(result.error());
@@ -576,6 +575,16 @@ int DeviceSide::window_map(std::uint64_t window_offset, std::uint64_t size, int 
 void DeviceSide::window_unmap(std::uint64_t window_offset, std::uint64_t size)
 {
     resources_.window.unmap(window_offset, size);
+}
+
+int DeviceSide::region_memory_map(std::uint64_t offset, std::uint64_t size, int fd, std::uint64_t fd_offset)
+{
+    return resources_.region_memory.map(offset, size, fd, fd_offset);
+}
+
+void DeviceSide::region_memory_unmap(std::uint64_t offset, std::uint64_t size)
+{
+    resources_.region_memory.unmap(offset, size);
 }
 
 void DeviceSide::doorbell_set(unsigned index, int fd)

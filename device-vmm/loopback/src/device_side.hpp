@@ -16,6 +16,7 @@
 #include "listener.hpp"
 #include "peer_socket.hpp"
 #include "queue_memory.hpp"
+#include "region_memory.hpp"
 #include "vvfu/controlq/split_queue.hpp"
 #include "vvfu/core/core.hpp"
 #include "vvfu/guest/reactor.hpp"
@@ -30,7 +31,7 @@ public:
     struct Resources {
         Listener listener;
         QueueMemory queue_memory;
-        SharedMemory region_memory;
+        RegionMemory region_memory;
         Window window;
     };
     /// Starts the thread.
@@ -82,6 +83,8 @@ private:
     int window_map(std::uint64_t window_offset, std::uint64_t size, int protection, int fd,
                    std::uint64_t fd_offset) override;
     void window_unmap(std::uint64_t window_offset, std::uint64_t size) override;
+    int region_memory_map(std::uint64_t offset, std::uint64_t size, int fd, std::uint64_t fd_offset) override;
+    void region_memory_unmap(std::uint64_t offset, std::uint64_t size) override;
     void doorbell_set(unsigned index, int fd) override;
     void notification_set(unsigned index, int fd) override;
     void signal_eventfd(int fd) override;

@@ -80,7 +80,7 @@ guest::Result<std::unique_ptr<LoopbackPort>> LoopbackPort::create(LoopbackOption
     if (!queues) {
         return make_unexpected(queues.error());
     }
-    auto regions = SharedMemory::create("vvfu-region-memory", options.core.region_memory_size);
+    auto regions = RegionMemory::create(options.core.region_memory_size);
     if (!regions) {
         return make_unexpected(regions.error());
     }

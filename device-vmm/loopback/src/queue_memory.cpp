@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "queue_memory.hpp"
 
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -9,6 +8,8 @@
 #include <cstring>
 #include <string>
 #include <utility>
+
+#include "vvfu/base/fd.hpp"
 
 namespace vvfu::loopback {
 namespace {
@@ -25,19 +26,14 @@ auto system_failure(const char *what)
 guest::Result<SharedMemory> SharedMemory::create(const char *name, std::uint64_t size)
 {
     SharedMemory memory;
-    if (size == 0) {
-        return memory;
-    }
-    memory.fd_ = Fd{::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING)};
-    if (!memory.fd_) {
+    const Fd file{::memfd_create(name, MFD_CLOEXEC)};
+    if (!file) {
         return system_failure("cannot create shared memory");
     }
-    // Sealed: whoever gets this fd can rely on the size, and so can we.
-    if (::ftruncate(memory.fd_.get(), static_cast<off_t>(size)) != 0 ||
-        ::fcntl(memory.fd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    if (::ftruncate(file.get(), static_cast<off_t>(size)) != 0) {
         return system_failure("cannot size shared memory");
     }
-    void *address = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, memory.fd_.get(), 0);
+    void *address = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file.get(), 0);
     if (address == MAP_FAILED) {
         return system_failure("cannot map shared memory");
     }
@@ -45,14 +41,10 @@ guest::Result<SharedMemory> SharedMemory::create(const char *name, std::uint64_t
     return memory;
 }
 
-SharedMemory::SharedMemory(SharedMemory &&other) noexcept
-    : fd_(std::move(other.fd_)), bytes_(std::exchange(other.bytes_, {}))
-{
-}
+SharedMemory::SharedMemory(SharedMemory &&other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
 
 SharedMemory &SharedMemory::operator=(SharedMemory &&other) noexcept
 {
-    std::swap(fd_, other.fd_);
     std::swap(bytes_, other.bytes_);
     return *this;
 }

@@ -6,7 +6,6 @@
 #include <memory>
 #include <span>
 
-#include "vvfu/base/fd.hpp"
 #include "vvfu/guest/error.hpp"
 #include "vvfu/guest/transport.hpp"
 
@@ -15,7 +14,7 @@ namespace vvfu::loopback {
 /// A memfd, mapped. Move-only; the size never changes.
 class SharedMemory {
 public:
-    /// `size` is a multiple of 4096; 0 gives memory without fd. Fails with a line that says why.
+    /// `size` is a multiple of 4096 and not 0. Fails with a line that says why.
     static guest::Result<SharedMemory> create(const char *name, std::uint64_t size);
     SharedMemory() = default;
     SharedMemory(SharedMemory &&other) noexcept;
@@ -23,10 +22,8 @@ public:
     ~SharedMemory();
 
     [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
-    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
 
 private:
-    Fd fd_;
     std::span<std::byte> bytes_;
 };
 

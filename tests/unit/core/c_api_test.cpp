@@ -42,6 +42,12 @@ VvfuPortOps fake_ops()
         return port_of(o).window_map(offset, size, protection, fd, fd_offset);
     };
     ops.window_unmap = [](void *o, std::uint64_t offset, std::uint64_t size) { port_of(o).window_unmap(offset, size); };
+    ops.region_memory_map = [](void *o, std::uint64_t offset, std::uint64_t size, int fd, std::uint64_t fd_offset) {
+        return port_of(o).region_memory_map(offset, size, fd, fd_offset);
+    };
+    ops.region_memory_unmap = [](void *o, std::uint64_t offset, std::uint64_t size) {
+        port_of(o).region_memory_unmap(offset, size);
+    };
     ops.doorbell_set = [](void *o, unsigned index, int fd) { port_of(o).doorbell_set(index, fd); };
     ops.notification_set = [](void *o, unsigned index, int fd) { port_of(o).notification_set(index, fd); };
     ops.signal_eventfd = [](void *o, int fd) { port_of(o).signal_eventfd(fd); };
@@ -56,7 +62,6 @@ protected:
     {
         config.abi_version = VVFU_CORE_ABI_VERSION;
         config.window_size = 1 << 20;
-        config.region_memory_fd = -1;
         config.doorbells = 4;
         config.notifications = 2;
         config.unmap_timeout_ms = 1000;

@@ -106,7 +106,6 @@ protected:
     {
         config.window_size = kWindow;
         config.region_memory_size = kRegionMemory;
-        config.region_memory_fd = region_memory.get();
         config.doorbells = 64;
         config.notifications = 4;
     }
@@ -116,6 +115,7 @@ protected:
         core.reset();
         EXPECT_TRUE(port.violations.empty()) << port.violations.front();
         EXPECT_TRUE(port.window.empty());
+        EXPECT_TRUE(port.region_memory.empty());
         EXPECT_TRUE(port.doorbells.empty());
         EXPECT_TRUE(port.notifications.empty());
         EXPECT_FALSE(port.listening);
@@ -359,7 +359,6 @@ protected:
         core->tick(now);
     }
 
-    Fd region_memory = make_memfd(kRegionMemory);
     core::CoreConfig config;
     FakePort port;
     std::unique_ptr<core::Core> core;

@@ -57,7 +57,11 @@ TEST_F(DeviceRegistryTest, EveryRuleIsChecked)
     // Areas
     const auto with_areas = [&](std::vector<control::Area> areas, std::uint64_t offset = 0,
                                 std::uint32_t flags = kMmap) {
-        return add([&](Info &i) { i.regions.push_back({1, flags, 0x8000, offset, areas}); });
+        return add([&](Info &i) {
+            i.regions[0].flags = kRead;
+            i.regions[0].areas.clear();
+            i.regions.push_back({1, flags, 0x8000, offset, areas});
+        });
     };
     EXPECT_EQ(Status::ok, with_areas({{0x1000, 0x1000}, {0x3000, 0x5000}}));
     EXPECT_EQ(Status::ok, with_areas({{0x3000, 0x5000}, {0x1000, 0x2000}}));  // adjacent, in any order
@@ -85,10 +89,24 @@ TEST_F(DeviceRegistryTest, EveryRuleIsChecked)
     EXPECT_EQ(Status::ok, add([](Info &i) { i.irqs.clear(); }));
 }
 
+//= VVFU-DEVICE-1
+//= type=test
+TEST_F(DeviceRegistryTest, RegionsShareNoRegionMemory)
+{
+    const auto with = [&](std::uint64_t offset) {
+        return add([&](control::DeviceInfo &i) { i.regions[1] = {2, 7, 0x2000, offset, {{0x1000, 0x1000}}}; });
+    };
+    EXPECT_EQ(Status::ok, with(0));
+    EXPECT_EQ(Status::ok, with(0x9000));
+    EXPECT_EQ(Status::invalid, with(0x8000));
+    EXPECT_EQ(Status::invalid, with(0x7000));
+    EXPECT_EQ(Status::invalid, with(0x6000));
+    EXPECT_EQ(Status::ok, with(0x5000));
+}
+
 TEST_F(DeviceRegistryTest, WithoutRegionMemoryNothingIsMappable)
 {
     config.region_memory_size = 0;
-    config.region_memory_fd = -1;
     EXPECT_EQ(Status::no_space, add([](control::DeviceInfo &) {}));
     EXPECT_EQ(Status::ok, add([](control::DeviceInfo &i) {
                   i.regions[0].flags = 3;

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "queue_memory.hpp"
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 
@@ -51,23 +49,6 @@ TEST(QueueMemory, RunsOutWithAnError)
     EXPECT_FALSE(memory.allocate(4097));
     EXPECT_TRUE(memory.allocate(4096));
     EXPECT_FALSE(memory.allocate(1));
-}
-
-TEST(SharedMemory, CannotBeResizedByWhoeverGetsTheFd)
-{
-    const auto memory = SharedMemory::create("test", 8192);
-    ASSERT_TRUE(memory);
-    EXPECT_EQ(::ftruncate(memory->fd(), 4096), -1);
-    EXPECT_EQ(::ftruncate(memory->fd(), 16384), -1);
-    EXPECT_NE(::fcntl(memory->fd(), F_GET_SEALS) & F_SEAL_SEAL, 0);
-}
-
-TEST(SharedMemory, OfNoBytesHasNoFd)
-{
-    const auto memory = SharedMemory::create("test", 0);
-    ASSERT_TRUE(memory);
-    EXPECT_EQ(memory->fd(), -1);
-    EXPECT_TRUE(memory->bytes().empty());
 }
 
 }  // namespace

@@ -127,8 +127,7 @@ public:
     explicit DeviceBench(bool trust_peer_memory = false, std::uint64_t window_size = 1u << 30)
     {
         config.window_size = window_size;
-        config.region_memory_size = region_memory.size();
-        config.region_memory_fd = region_memory.fd();
+        config.region_memory_size = 0x10000;
         config.doorbells = 8;
         config.trust_peer_memory = trust_peer_memory;
         config.unmap_timeout = kUnmapTimeout;
@@ -360,7 +359,7 @@ public:
     bool listening = false, connected = false;
     int listen_result = 0;
     std::string log_text;
-    Memory region_memory{0x10000};
+    std::map<std::uint64_t, Mapping> region_memory;
     std::uint64_t token = 0, request_id = 1'000'000;
     std::uint16_t message_id = 0;
 
@@ -431,6 +430,19 @@ public:
         events.emplace_back("window_unmap");
         EXPECT_TRUE(window.contains(offset) && window[offset].size == size);
         window.erase(offset);
+    }
+    int region_memory_map(std::uint64_t offset, std::uint64_t size, int fd, std::uint64_t fd_offset) override
+    {
+        EXPECT_TRUE(offset <= config.region_memory_size && size <= config.region_memory_size - offset);
+        events.emplace_back("region_memory_map");
+        region_memory[offset] = {size, core::kProtRead | core::kProtWrite, file_of(fd), fd_offset};
+        return 0;
+    }
+    void region_memory_unmap(std::uint64_t offset, std::uint64_t size) override
+    {
+        events.emplace_back("region_memory_unmap");
+        EXPECT_TRUE(region_memory.contains(offset) && region_memory[offset].size == size);
+        region_memory.erase(offset);
     }
     void doorbell_set(unsigned index, int fd) override { doorbells.at(index) = fd; }
     void notification_set(unsigned index, int fd) override { notifications[index] = fd; }

@@ -420,10 +420,14 @@ TEST(Device, PeerMapsRegisteredAreasOfRegionMemory)
     auto id = bench.command(vu::Command::device_get_region_info, payload(request));
     const auto *reply = bench.reply_to(id);
     ASSERT_NE(reply, nullptr);
-    EXPECT_EQ(reply->files, std::vector{file_of(bench.region_memory.fd())});
+    ASSERT_EQ(bench.region_memory.size(), 1u);
+    const auto &[offset, shown] = *bench.region_memory.begin();
+    EXPECT_EQ(offset, 0x3000u);
+    EXPECT_EQ(shown.size, 0x3000u);
+    EXPECT_EQ(reply->files, std::vector{shown.file});
     const auto info = vu::decode_region_info_reply(reply->payload);
     ASSERT_TRUE(info.has_value());
-    EXPECT_EQ(info->info.offset, 0x2000u);
+    EXPECT_EQ(info->info.offset + 0x1000, shown.file_offset);
     EXPECT_EQ(info->areas, (std::vector<vu::SparseArea>{{0x1000, 0x3000}}));
     id = bench.command(vu::Command::device_get_region_info, payload(vu::RegionInfo{4096, 0, 0, 0, 0, 0}));
     EXPECT_TRUE(bench.reply_to(id)->files.empty()) << "BAR 0 has no area";

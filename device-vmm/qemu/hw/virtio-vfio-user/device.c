@@ -422,7 +422,6 @@ static void vvfu_device_instance_init(Object *obj)
 
     s->peer.listener = -1;
     s->peer.fd = -1;
-    s->region_memory_fd = -1;
 }
 
 static void vvfu_device_class_init(ObjectClass *klass, void *data)

@@ -124,7 +124,6 @@ struct VirtioVfioUser {
     MemoryRegion bar_window; /* BAR 2 */
     MemoryRegion region_memory;
     void *region_memory_host;
-    int region_memory_fd;
     GHashTable *mappings;  /* window offset -> VvfuMapping */
     unsigned new_mappings; /* since the last transaction was committed */
     bool in_transaction;
@@ -223,6 +222,9 @@ uint64_t vvfu_window_bar_size(const VirtioVfioUser *s);
 int vvfu_window_map(void *opaque, uint64_t window_offset, uint64_t size,
                     int protection, int fd, uint64_t fd_offset);
 void vvfu_window_unmap(void *opaque, uint64_t window_offset, uint64_t size);
+int vvfu_region_memory_map(void *opaque, uint64_t offset, uint64_t size,
+                           int fd, uint64_t fd_offset);
+void vvfu_region_memory_unmap(void *opaque, uint64_t offset, uint64_t size);
 /* Memory changes until vvfu_transaction_end() cost one update together. */
 void vvfu_transaction_begin(VirtioVfioUser *s);
 void vvfu_transaction_end(VirtioVfioUser *s);

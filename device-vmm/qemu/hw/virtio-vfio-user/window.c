@@ -7,7 +7,6 @@
 #include "qemu/osdep.h"
 #include "qemu/host-utils.h"
 #include "qemu/madvise.h"
-#include "qemu/memfd.h"
 #include "qemu/rcu.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
@@ -15,10 +14,6 @@
 #include "system/kvm.h"
 #include "virtio-vfio-user.h"
 #include "trace.h"
-
-#ifndef F_SEAL_SEAL
-#include <linux/fcntl.h>
-#endif
 
 /* QEMU looks for room for a new RAM block in time quadratic in their number;
  * what does not fit any more is message-only. */
@@ -281,28 +276,18 @@ uint64_t vvfu_window_bar_size(const VirtioVfioUser *s)
 static bool vvfu_region_memory_init(VirtioVfioUser *s, Error **errp)
 {
     void *host;
-    int fd;
 
     if (!s->region_memory_size) {
         return true;
     }
-    /* The peer maps this file: no one may change its size. */
-    fd = qemu_memfd_create("virtio-vfio-user-region-memory",
-                           s->region_memory_size, false, 0,
-                           F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL, errp);
-    if (fd < 0) {
-        return false;
-    }
-    host = mmap(NULL, s->region_memory_size, PROT_READ | PROT_WRITE, MAP_SHARED,
-                fd, 0);
+    host = mmap(NULL, s->region_memory_size, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (host == MAP_FAILED) {
         error_setg_errno(errp, errno,
                          "virtio-vfio-user: cannot map "
                          "region memory");
-        close(fd);
         return false;
     }
-    s->region_memory_fd = fd;
     s->region_memory_host = host;
     memory_region_init_ram_ptr(&s->region_memory, OBJECT(s->pci),
                                "virtio-vfio-user-region-memory",
@@ -310,6 +295,29 @@ static bool vvfu_region_memory_init(VirtioVfioUser *s, Error **errp)
     memory_region_add_subregion(&s->bar_window, s->window_size,
                                 &s->region_memory);
     return true;
+}
+
+int vvfu_region_memory_map(void *opaque, uint64_t offset, uint64_t size,
+                           int fd, uint64_t fd_offset)
+{
+    VirtioVfioUser *s = opaque;
+
+    if (s->unrealized) {
+        return -ENODEV;
+    }
+    if (mmap((char *)s->region_memory_host + offset, size,
+             PROT_READ | PROT_WRITE, MAP_FIXED | MAP_SHARED, fd,
+             fd_offset) == MAP_FAILED) {
+        return -errno;
+    }
+    return 0;
+}
+
+void vvfu_region_memory_unmap(void *opaque, uint64_t offset, uint64_t size)
+{
+    VirtioVfioUser *s = opaque;
+
+    vvfu_cut_off((char *)s->region_memory_host + offset, size);
 }
 
 bool vvfu_window_init(VirtioVfioUser *s, Error **errp)
@@ -347,7 +355,6 @@ void vvfu_window_finalize(VirtioVfioUser *s)
         reservation->host = s->region_memory_host;
         reservation->size = s->region_memory_size;
         call_rcu(reservation, vvfu_reservation_free, rcu);
-        close(s->region_memory_fd);
     }
 }
 

@@ -26,7 +26,6 @@ struct CoreConfig {
     Uuid uuid{};
     std::uint64_t window_size = 0;         ///< bytes, multiple of 4096, not 0
     std::uint64_t region_memory_size = 0;  ///< bytes, multiple of 4096, may be 0
-    int region_memory_fd = -1;             ///< borrowed; outlives the core; -1 if the size is 0
     std::uint32_t doorbells = 64;          ///< 1..kMaxDoorbells
     std::uint32_t notifications = 8;       ///< 1..kMaxNotifications
     bool trust_peer_memory = false;        ///< map fds that could shrink

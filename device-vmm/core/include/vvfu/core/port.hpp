@@ -56,6 +56,14 @@ public:
     /// reaches the memory any more.
     virtual void window_unmap(std::uint64_t window_offset, std::uint64_t size) = 0;
 
+    /// Makes [fd_offset, fd_offset + size) of `fd` (borrowed) appear, shared and writable, at `offset` of shmid 1. All
+    /// values are page-aligned and inside region memory. Returns 0 or a negative errno. What is not mapped by this call
+    /// is private memory of the port that no peer can map and that keeps what the device guest writes.
+    virtual int region_memory_map(std::uint64_t offset, std::uint64_t size, int fd, std::uint64_t fd_offset) = 0;
+    /// Undoes one region_memory_map() (same offset and size): zeroed private memory is there again. When it returns, no
+    /// access of the device guest reaches the file any more.
+    virtual void region_memory_unmap(std::uint64_t offset, std::uint64_t size) = 0;
+
     // ---- interrupts ----
 
     /// Connects doorbell `index` to eventfd `fd` (borrowed: the core keeps it open until it disconnects

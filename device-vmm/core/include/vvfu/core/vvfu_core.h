@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define VVFU_CORE_ABI_VERSION 1u
+#define VVFU_CORE_ABI_VERSION 2u
 
 typedef struct VvfuCore VvfuCore;
 
@@ -33,7 +33,6 @@ typedef struct VvfuCoreConfig {
     uint8_t uuid[16];
     uint64_t window_size;        /* bytes, multiple of 4096, not 0 */
     uint64_t region_memory_size; /* bytes, multiple of 4096, may be 0 */
-    int region_memory_fd;        /* -1 if the size is 0; borrowed, must outlive the core */
     uint32_t doorbells;          /* 1..4096 */
     uint32_t notifications;      /* 1..1024 */
     bool trust_peer_memory;
@@ -53,6 +52,8 @@ typedef struct VvfuPortOps {
     int (*window_map)(void *opaque, uint64_t window_offset, uint64_t size, int protection, int fd,
                       uint64_t fd_offset);
     void (*window_unmap)(void *opaque, uint64_t window_offset, uint64_t size);
+    int (*region_memory_map)(void *opaque, uint64_t offset, uint64_t size, int fd, uint64_t fd_offset);
+    void (*region_memory_unmap)(void *opaque, uint64_t offset, uint64_t size);
     void (*doorbell_set)(void *opaque, unsigned index, int fd);
     void (*notification_set)(void *opaque, unsigned index, int fd);
     void (*signal_eventfd)(void *opaque, int fd);

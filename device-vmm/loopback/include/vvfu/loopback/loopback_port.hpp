@@ -17,7 +17,7 @@ namespace vvfu::loopback {
 struct LoopbackOptions {
     std::string socket_path;  ///< bound when a device is registered, unlinked when it is withdrawn; or
     Fd listen_fd;             ///< a listening AF_UNIX stream socket that somebody else made
-    /// region_memory_fd is ignored: the port allocates region memory itself. Sizes are bytes, multiples of 4096.
+    /// Sizes are bytes, multiples of 4096.
     core::CoreConfig core;
 };
 
