@@ -270,7 +270,8 @@ Decoded<Header> decode_header(Bytes message)
         return fail<Header>(DecodeError::length_mismatch);
     }
     const auto flags = wire.flags.value();
-    if ((flags & ~unsigned{kFlagReply | kFlagPosted}) != 0 || wire.reserved.value() != 0) {
+    const bool status_in_request = (flags & kFlagReply) == 0 && wire.status.value() != 0;
+    if ((flags & ~unsigned{kFlagReply | kFlagPosted}) != 0 || wire.reserved.value() != 0 || status_in_request) {
         return fail<Header>(DecodeError::bad_value);
     }
     return Header{Type{wire.type.value()},    flags, wire.length.value(), wire.request_id.value(), wire.epoch.value(),
@@ -352,6 +353,10 @@ Decoded<DeviceInfo> decode_device_info(Bytes payload)
     }
     DeviceInfo info;
     info.op = DeviceInfoOp{op};
+    //= VVFU-DEVICE-5
+    if (info.op == DeviceInfoOp::del) {
+        return info;  // nothing else is significant
+    }
     info.flags = w.flags.value();
     info.features = w.features.value();
     info.vendor_id = w.vendor_id.value();

@@ -150,6 +150,7 @@ void Core::Impl::driver_reset()
     withdraw();
     //= VVFU-INIT-3
     guest_.reset();
+    open_requests_.clear();
     window_.release_retired();
     log_.forget();
     driver_ok_ = false;

@@ -27,7 +27,13 @@ void Core::Impl::answer(std::uint64_t token, const control::Header &request, Sta
         control::append_text(out, text);
     }
     control::finish(out);
-    port_.complete_control(token, out);
+    complete(token, request, out);
+}
+
+void Core::Impl::complete(std::uint64_t token, const control::Header &request, std::span<const std::byte> reply)
+{
+    open_requests_.erase(request.request_id);
+    port_.complete_control(token, reply);
 }
 
 void Core::Impl::control_request(Nanoseconds now, std::uint64_t token, control::Bytes message, std::size_t capacity)
@@ -43,6 +49,10 @@ void Core::Impl::control_request(Nanoseconds now, std::uint64_t token, control::
     //= VVFU-ERROR-4
     if (capacity < kMinReplyCapacity) {
         return guest_.fail("control queue: the reply part has less than 288 bytes");
+    }
+    //= VVFU-ERROR-9
+    if (!open_requests_.insert(header->request_id).second) {
+        return guest_.fail("control queue: a request with the ID of one that is not answered");
     }
     const auto payload = message.subspan(control::kHeaderSize);
     switch (header->type) {
@@ -63,6 +73,10 @@ void Core::Impl::control_request(Nanoseconds now, std::uint64_t token, control::
 void Core::Impl::device_info(Nanoseconds now, std::uint64_t token, const control::Header &header,
                              control::Bytes payload)
 {
+    //= VVFU-DEVICE-4
+    if (header.epoch != 0) {
+        return answer(token, header, Status::invalid, "DEVICE_INFO belongs to no session: epoch is not 0");
+    }
     const auto info = control::decode_device_info(payload);
     if (!info) {
         return answer(token, header, Status::invalid, control::describe(info.error()));
@@ -150,7 +164,7 @@ void Core::Impl::dma_read(Nanoseconds now, std::uint64_t token, const control::H
         control::begin(out, {header.type, control::kFlagReply, 0, header.request_id, header.epoch, Status::ok});
         control::append(out, access, data);
         control::finish(out);
-        port_.complete_control(token, out);
+        complete(token, header, out);
     };
     if (const auto status = session_->dma_read(now, *access, std::move(done)); status != Status::ok) {
         answer(token, header, status);
@@ -175,7 +189,7 @@ void Core::Impl::dma_write(Nanoseconds now, std::uint64_t token, const control::
         control::begin(out, {header.type, control::kFlagReply, 0, header.request_id, header.epoch, Status::ok});
         control::append(out, access);
         control::finish(out);
-        port_.complete_control(token, out);
+        complete(token, header, out);
     };
     if (const auto status = session_->dma_write(now, *request, std::move(done)); status != Status::ok) {
         answer(token, header, status);

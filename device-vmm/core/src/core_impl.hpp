@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string_view>
+#include <unordered_set>
 #include <utility>
 
 #include "device_registry.hpp"
@@ -82,6 +84,7 @@ private:
 
     void answer(std::uint64_t token, const control::Header &request, control::Status status,
                 std::string_view text = {});
+    void complete(std::uint64_t token, const control::Header &request, std::span<const std::byte> reply);
     void device_info(Nanoseconds now, std::uint64_t token, const control::Header &header, control::Bytes payload);
     void device_add(std::uint64_t token, const control::Header &header, const control::DeviceInfo &info);
     void device_del(Nanoseconds now, std::uint64_t token, const control::Header &header);
@@ -93,6 +96,7 @@ private:
     void peer_close(Nanoseconds now, std::uint64_t token, const control::Header &header, control::Bytes payload);
 
     Epochs epochs_;
+    std::unordered_set<std::uint64_t> open_requests_;  ///< IDs of control requests that are not answered
     bool driver_ok_ = false;
     bool down_pending_ = false;  ///< PEER(DOWN) is not answered
 };

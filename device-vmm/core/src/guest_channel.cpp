@@ -91,10 +91,14 @@ void GuestChannel::reply(Nanoseconds now, unsigned queue, control::Bytes message
     if (queue != kReplyQueue || !header->is_reply() || header->is_posted()) {
         return fail("reply queue: a message that is not a reply");
     }
-    auto [match, entry] = table_.take(header->request_id, header->type);
+    auto [match, entry] = table_.take(*header);
     //= VVFU-ERROR-2
     if (match == decltype(match)::type_mismatch) {
         return fail("reply of type " + std::string{control::name(header->type)} + " to a request of another type");
+    }
+    //= VVFU-ERROR-8
+    if (match == decltype(match)::epoch_mismatch) {
+        return fail("reply to " + std::string{control::name(header->type)} + " with another epoch than its request");
     }
     //= VVFU-MSG-7
     if (match == decltype(match)::unknown) {
@@ -129,7 +133,7 @@ void GuestChannel::expire(Nanoseconds now, const OnReply &on_reply)
 
 void GuestChannel::give_up(Nanoseconds now, std::uint64_t id, Type type)
 {
-    if (const auto entry = table_.take(id, type).second) {
+    if (const auto entry = table_.cancel(id, type)) {
         expire(now, entry->context);
     }
 }

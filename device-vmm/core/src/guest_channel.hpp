@@ -51,7 +51,7 @@ public:
     std::uint64_t request(Nanoseconds now, control::Type type, std::uint32_t epoch, Nanoseconds timeout,
                           OnReply on_reply, const Append &append)
     {
-        const auto id = table_.add(type, now + timeout, std::move(on_reply));
+        const auto id = table_.add(type, epoch, now + timeout, std::move(on_reply));
         send(now, {type, 0, 0, id, epoch, control::Status::ok}, append);
         return id;
     }

@@ -55,10 +55,13 @@ void IrqTable::disconnect(unsigned doorbell)
 void IrqTable::update(std::uint32_t index, std::uint32_t vector)
 {
     const auto number = doorbell(index, vector);
+    auto &state = vectors_[index][vector];
     if (!number) {
+        if (state.target && std::exchange(state.pending, false)) {
+            port_.signal_eventfd(state.target.get());
+        }
         return;
     }
-    const auto &state = vectors_[index][vector];
     const int wanted = state.masked ? -1 : state.target.get();
     const int current = doorbells_[*number].fd;  // written by this thread only
     if (wanted == current) {
@@ -132,8 +135,9 @@ IrqTable::Trigger IrqTable::trigger(std::uint32_t index, std::uint32_t vector)
     }
     if (const auto number = doorbell(index, vector)) {
         doorbell_written(*number);
-    } else if (vectors_[index][vector].target) {
-        port_.signal_eventfd(vectors_[index][vector].target.get());
+    } else {
+        vectors_[index][vector].pending = true;
+        update(index, vector);
     }
     return Trigger::done;
 }
@@ -143,6 +147,7 @@ void IrqTable::clear_pending(std::uint32_t index)
 {
     const std::lock_guard lock{mutex_};
     for (std::uint32_t i = 0; i < vectors_[index].size(); ++i) {
+        vectors_[index][i].pending = false;
         if (const auto number = doorbell(index, i)) {
             doorbells_[*number].pending = false;
         }
@@ -151,6 +156,10 @@ void IrqTable::clear_pending(std::uint32_t index)
 
 void IrqTable::clear_pending()
 {
+    for (std::uint32_t index = 0; index < vectors_.size(); ++index) {
+        clear_pending(index);
+    }
+    // Those that are no vector of the device, too.
     const std::lock_guard lock{mutex_};
     for (auto &entry : doorbells_) {
         entry.pending = false;

@@ -42,7 +42,7 @@ public:
     void set_resample(Fd fd);
 
     enum class Trigger { done, no_such_vector };
-    /// As a write to the doorbell of the vector (VVFU-TRIGGER-1); ERR and REQ have no pending state.
+    /// As a write to the doorbell of the vector (VVFU-TRIGGER-1), also for ERR and REQ, which have none.
     Trigger trigger(std::uint32_t index, std::uint32_t vector);
 
     /// DEVICE_RESET: pending states are forgotten, targets stay.
@@ -58,6 +58,7 @@ private:
     struct Vector {
         Fd target;
         bool masked = false;
+        bool pending = false;  // of ERR and REQ; that of other vectors is in doorbells_
     };
 
     [[nodiscard]] std::optional<unsigned> doorbell(std::uint32_t index, std::uint32_t vector) const;

@@ -267,6 +267,9 @@ Refusal Session::version(Nanoseconds now, Message &message)
     if (!message.fds.empty()) {
         return {EINVAL, "with file descriptors", {{"number", message.fds.size()}}};
     }
+    // What was rung for nobody does not interrupt this peer.
+    //= VVFU-DOORBELL-9
+    env_.irqs.clear_pending();
     if (const int rc = region_memory_.show(env_.device); rc != 0) {
         return {-rc, "no memory for the areas of the device", {}};
     }
@@ -281,6 +284,7 @@ Refusal Session::version(Nanoseconds now, Message &message)
     announce(now, *version);
     const auto offered =
         //= VVFU-FEATURES-1
+        //= VVFU-DEVICE-6
         version->capabilities.write_multiple.value_or(false) ? control::kFeatureWriteMultiple : std::uint64_t{0};
     negotiate(now, message.header, std::min(version->minor, vfio_user::kVersionMinor), offered & env_.device.features);
     return {};
@@ -318,10 +322,11 @@ void Session::negotiate(Nanoseconds now, const Header &request, std::uint16_t mi
             std::uint64_t accepted = 0;
             if (reply.ok()) {
                 const auto bits = control::decode_feature_bits(reply.payload);
-                if (!bits) {
+                //= VVFU-ERROR-10
+                if (!bits || (bits->features & ~offered) != 0) {
                     return false;
                 }
-                accepted = bits->features & offered;
+                accepted = bits->features;
             }
             write_multiple_ = (accepted & control::kFeatureWriteMultiple) != 0;
             accept(request, minor);

@@ -375,6 +375,9 @@ TEST_F(CoreLifecycleTest, AGuestThatRefusesThePeerEndsTheSession)
     take_peer(up);
     answer(up, filled(2, 'n'), Status::busy);
     EXPECT_EQ(1u, port.closed);
+    take_request(Type::feature_bits);
+    GuestRequest down;
+    EXPECT_EQ(control::DownReason::guest_closed, take_peer(down).reason);
     EXPECT_STREQ("listening", core->state().state);
 }
 
@@ -550,6 +553,45 @@ TEST_F(BrokenGuestTest, AReplyOfAnotherType)
     auto request = take_request(Type::region_read);
     request.header.type = Type::region_write;
     answer(request, concat(vu::RegionAccess{0, 0, 4}));
+    expect_broken();
+}
+
+//= VVFU-ERROR-8
+//= type=test
+TEST_F(BrokenGuestTest, AReplyOfAnotherEpochReachesNoPeer)
+{
+    for (const std::uint32_t epoch : {0u, 2u, 0xffffffffu}) {
+        start_session();
+        feed(command(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 4})));
+        auto request = take_request(Type::region_read);
+        request.header.epoch = epoch;
+        answer(request, concat(vu::RegionAccess{0, 0, 4}, filled(4, 1)));
+        EXPECT_FALSE(has_reply());
+        expect_broken();
+    }
+}
+
+//= VVFU-ERROR-9
+//= type=test
+TEST_F(BrokenGuestTest, ARequestWithTheIdOfOneThatIsOpen)
+{
+    start_session();
+    EXPECT_EQ(0, map(0, 4096));
+    const auto dma_read = [](control::Buffer &out) { control::append(out, control::DmaAccess{0, 4}); };
+    const auto first = start_control(Type::dma_read, 1, dma_read);
+    --control_id;
+    const auto second = start_control(Type::dma_read, 1, dma_read);
+    EXPECT_FALSE(port.completed.contains(first));
+    EXPECT_FALSE(port.completed.contains(second));
+    expect_broken();
+}
+
+//= VVFU-ERROR-1
+//= type=test
+TEST_F(BrokenGuestTest, AStatusInARequest)
+{
+    start_session();
+    core->control_request(now, 99, message([](auto &m) { m[20] = std::byte{1}; }, 0), 1000);
     expect_broken();
 }
 

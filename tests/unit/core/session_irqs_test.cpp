@@ -349,12 +349,60 @@ TEST_F(SessionIrqsTest, IrqTriggerActsLikeTheDoorbell)
     EXPECT_EQ(1u, take_signals(fd));
     EXPECT_EQ(control::Status::ok, trigger(kErr, 0));
     EXPECT_EQ(1u, take_signals(err));
-    EXPECT_EQ(control::Status::ok, trigger(kReq, 0));  // no target: swallowed
+    // Latched without a target, as a doorbell is.
+    EXPECT_EQ(control::Status::ok, trigger(kReq, 0));
+    EXPECT_EQ(control::Status::ok, trigger(kReq, 0));
+    const auto req = make_eventfd();
+    assign(kReq, 0, req);
+    EXPECT_EQ(1u, take_signals(req));
+    assign(kReq, 0, req);
+    EXPECT_EQ(0u, take_signals(req)) << "once";
     EXPECT_EQ(control::Status::ok, trigger(kMsix, 2));
     EXPECT_TRUE(core->doorbell_pending(kMsixDoorbell + 2));
     EXPECT_EQ(control::Status::not_found, trigger(kMsix, 8));
     EXPECT_EQ(control::Status::not_found, trigger(5, 0));
     EXPECT_EQ(control::Status::invalid, trigger(kMsix, 1, 2));
+    EXPECT_EQ(0u, take_signals(fd));
+}
+
+//= VVFU-DOORBELL-5
+//= type=test
+TEST_F(SessionIrqsTest, ALatchedTriggerOfErrEndsWithAResetAndWithTheSession)
+{
+    start_session();
+    const auto trigger = [&](std::uint32_t epoch) {
+        const auto reply = control(control::Type::irq_trigger, epoch, [](control::Buffer &out) {
+            control::append(out, control::IrqTrigger{kErr, 0});
+        });
+        EXPECT_EQ(control::Status::ok, reply.header.status);
+    };
+    const auto err = make_eventfd();
+    trigger(1);
+    EXPECT_EQ(0, call_errno(vu::Command::device_reset, {}));
+    assign(kErr, 0, err);
+    EXPECT_EQ(0u, take_signals(err));
+    EXPECT_EQ(0, call_errno(vu::Command::device_set_irqs, concat(vu::IrqSet{20, 0x21, kErr, 0, 0})));
+    trigger(1);
+    core->peer_closed(now, 0);
+    answer_all();
+    begin_session();
+    assign(kErr, 0, err);
+    EXPECT_EQ(0u, take_signals(err));
+}
+
+//= VVFU-DOORBELL-9
+//= type=test
+TEST_F(SessionIrqsTest, ADoorbellRungBetweenSessionsDoesNotInterruptTheNextPeer)
+{
+    start_session();
+    core->peer_closed(now, 0);
+    answer_all();
+    core->doorbell_written(kMsixDoorbell);
+    EXPECT_TRUE(core->doorbell_pending(kMsixDoorbell));
+    begin_session();
+    EXPECT_FALSE(core->doorbell_pending(kMsixDoorbell));
+    const auto fd = make_eventfd();
+    assign(kMsix, 0, fd);
     EXPECT_EQ(0u, take_signals(fd));
 }
 

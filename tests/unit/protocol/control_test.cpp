@@ -80,9 +80,10 @@ TEST(ControlHeader, SurvivesARoundTrip)
 {
     Values values;
     for (int i = 0; i < kRounds; ++i) {
+        const auto flags = static_cast<std::uint16_t>(values.below(4));
         const Header header{
-            Type{values.u16()},  static_cast<std::uint16_t>(values.below(4)), 0, values.u64(), values.u32(),
-            Status{values.u32()}};
+            Type{values.u16()}, flags,        0,
+            values.u64(),       values.u32(), (flags & kFlagReply) != 0 ? Status{values.u32()} : Status::ok};
         Buffer out = values.bytes(7);  // begin() clears what was there
         begin(out, header);
         const auto payload = values.bytes(values.below(100));
@@ -121,6 +122,8 @@ TEST(ControlHeader, RefusesWrongLengthsUndefinedFlagsAndReservedBits)
     for (std::size_t offset = 24; offset < 32; ++offset) {
         EXPECT_EQ(changed(offset, 1).error(), DecodeError::bad_value) << offset;
     }
+    EXPECT_EQ(changed(20, 1).error(), DecodeError::bad_value) << "a request has no status";
+    EXPECT_EQ(changed(23, 1).error(), DecodeError::bad_value);
     EXPECT_TRUE(changed(0, 0xff).has_value()) << "types are not the header's business";
 }
 
@@ -128,7 +131,8 @@ TEST(ControlDeviceInfo, SurvivesARoundTripAndIsRefusedAtAnyOtherLength)
 {
     Values values;
     for (int i = 0; i < kRounds; ++i) {
-        const auto info = random_device(values);
+        auto info = random_device(values);
+        info.op = DeviceInfoOp::add;
         const auto payload = encoded(info);
         const auto decoded = decode_device_info(payload);
         ASSERT_TRUE(decoded.has_value());
@@ -136,6 +140,25 @@ TEST(ControlDeviceInfo, SurvivesARoundTripAndIsRefusedAtAnyOtherLength)
         if (i < 20) {
             expect_exact(payload, decode_device_info);
         }
+    }
+}
+
+//= VVFU-DEVICE-5
+//= type=test
+TEST(ControlDeviceInfo, OfDelOnlyTheOperationCounts)
+{
+    Values values;
+    for (int i = 0; i < kRounds; ++i) {
+        auto info = random_device(values);
+        info.op = DeviceInfoOp::del;
+        auto payload = encoded(info);
+        const auto more = values.bytes(values.below(100));
+        payload.insert(payload.end(), more.begin(), more.end());
+        const auto decoded = decode_device_info(payload);
+        ASSERT_TRUE(decoded.has_value());
+        EXPECT_EQ(decoded->op, DeviceInfoOp::del);
+        EXPECT_TRUE(decoded->regions.empty());
+        EXPECT_EQ(decode_device_info(Bytes{payload}.first(31)).error(), DecodeError::too_short);
     }
 }
 

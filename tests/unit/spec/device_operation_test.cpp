@@ -138,14 +138,58 @@ TEST(Device, FeaturesNeedPeerDeviceAndDriver)
         const auto request = bench.next(Type::feature_bits);
         const auto offered = control::decode_feature_bits(request.payload)->features;
         EXPECT_EQ(offered, c.peer && c.device ? std::uint64_t{control::kFeatureWriteMultiple} : 0);
-        // A driver that accepts what was not offered gains nothing.
-        bench.reply(request, payload(control::FeatureBits{c.accepted ? ~std::uint64_t{0} : 0}));
+        bench.reply(request, payload(control::FeatureBits{c.accepted ? offered : 0}));
         const auto *reply = bench.reply_to(id);
         ASSERT_NE(reply, nullptr);
         const auto version = vu::decode_version(reply->payload);
         ASSERT_TRUE(version.has_value());
         EXPECT_EQ(version->capabilities.write_multiple.value_or(false), c.peer && c.device && c.accepted);
     }
+}
+
+//= VVFU-ERROR-10
+//= type=test
+TEST(Device, BreaksWhenTheDriverAcceptsWhatWasNotOffered)
+{
+    for (const auto accepted : {std::uint64_t{2}, std::uint64_t{1} << 63, std::uint64_t{3}}) {
+        DeviceBench bench;
+        bench.add();
+        bench.connect();
+        bench.version(R"({"capabilities":{"write_multiple":true}})");
+        bench.answer(bench.next(Type::peer));
+        bench.reply(bench.next(Type::feature_bits), payload(control::FeatureBits{accepted}));
+        EXPECT_TRUE(bench.broken.has_value());
+        EXPECT_TRUE(bench.sent.empty());
+    }
+}
+
+//= VVFU-DEVICE-6
+//= type=test
+TEST(Device, IgnoresFeaturesOfTheDeviceThatItDoesNotKnow)
+{
+    DeviceBench bench;
+    auto info = example_device();
+    info.features = ~std::uint64_t{0};
+    EXPECT_EQ(bench.add(info).header.status, Status::ok);
+    bench.connect();
+    bench.version(R"({"capabilities":{"write_multiple":true}})");
+    bench.answer(bench.next(Type::peer));
+    EXPECT_EQ(control::decode_feature_bits(bench.next(Type::feature_bits).payload)->features,
+              std::uint64_t{control::kFeatureWriteMultiple});
+}
+
+//= VVFU-DEVICE-4
+//= type=test
+TEST(Device, RefusesDeviceInfoOfASession)
+{
+    DeviceBench bench;
+    EXPECT_EQ(bench.control(Type::device_info, payload(example_device()), 1).header.status, Status::invalid);
+    EXPECT_FALSE(bench.listening);
+    bench.add();
+    control::DeviceInfo del;
+    del.op = control::DeviceInfoOp::del;
+    EXPECT_EQ(bench.control(Type::device_info, payload(del), 1).header.status, Status::invalid);
+    EXPECT_TRUE(bench.listening);
 }
 
 // ---- register accesses --------------------------------------------------------------------------

@@ -22,6 +22,7 @@ public:
     struct Entry {
         std::uint64_t id = 0;
         control::Type type{};
+        std::uint32_t epoch = 0;
         Nanoseconds deadline = kNever;
         Context context;
     };
@@ -31,29 +32,42 @@ public:
     std::uint64_t next_id() noexcept { return ++last_id_; }
 
     /// Registers a request and returns its ID: never 0, never reused by this table, larger than all before.
-    std::uint64_t add(control::Type type, Nanoseconds deadline, Context context)
+    std::uint64_t add(control::Type type, std::uint32_t epoch, Nanoseconds deadline, Context context)
     {
         //= VVFU-MSG-2
         const auto id = ++last_id_;
-        entries_.emplace(id, Entry{id, type, deadline, std::move(context)});
+        entries_.emplace(id, Entry{id, type, epoch, deadline, std::move(context)});
         deadlines_.emplace(deadline, id);
         return id;
     }
 
-    enum class Match { found, unknown, type_mismatch };
+    enum class Match { found, unknown, type_mismatch, epoch_mismatch };
 
-    /// Takes out the request that a reply names. unknown: never used, answered or expired; type_mismatch: it
+    /// Takes out the request that a reply names. unknown: never used, answered or expired; a mismatch (VVFU-MSG-3): it
     /// stays outstanding.
-    std::pair<Match, std::optional<Entry>> take(std::uint64_t id, control::Type type)
+    std::pair<Match, std::optional<Entry>> take(const control::Header &reply)
     {
-        const auto it = entries_.find(id);
+        const auto it = entries_.find(reply.request_id);
         if (it == entries_.end()) {
             return {Match::unknown, std::nullopt};
         }
-        if (it->second.type != type) {
+        if (it->second.type != reply.type) {
             return {Match::type_mismatch, std::nullopt};
         }
+        if (it->second.epoch != reply.epoch) {
+            return {Match::epoch_mismatch, std::nullopt};
+        }
         return {Match::found, remove(it)};
+    }
+
+    /// Takes out a request whose reply is not waited for any more; nullopt: there is none of that type.
+    std::optional<Entry> cancel(std::uint64_t id, control::Type type)
+    {
+        const auto it = entries_.find(id);
+        if (it == entries_.end() || it->second.type != type) {
+            return std::nullopt;
+        }
+        return remove(it);
     }
 
     /// Takes out one request whose deadline is at or before `now`, earliest first.

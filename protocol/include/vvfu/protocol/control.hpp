@@ -89,8 +89,8 @@ enum class DecodeError {
 template <typename T>
 using Decoded = Expected<T, DecodeError>;
 
-/// Header checks: size, length == message.size(), known flags, reserved zero. The type is not checked
-/// against the enum (an unknown request gets Status::unsupported, not a broken device).
+/// Header checks: size, length == message.size(), known flags, reserved zero, status zero in a request. The type is not
+/// checked against the enum (an unknown request gets Status::unsupported, not a broken device).
 [[nodiscard]] Decoded<Header> decode_header(Bytes message);
 
 /// Starts a message: clears `out` and writes the header. `finish` sets header.length.
@@ -152,6 +152,7 @@ struct DeviceInfo {
     friend bool operator==(const DeviceInfo &, const DeviceInfo &) = default;
 };
 void append(Buffer &out, const DeviceInfo &info);
+/// Of DEL only `op` is looked at.
 [[nodiscard]] Decoded<DeviceInfo> decode_device_info(Bytes payload);
 
 // ---- PEER -------------------------------------------------------------------------------------
