@@ -21,9 +21,11 @@ struct DeviceConfigWire {
     little_uint32_buf_t max_message_size;
     little_uint32_buf_t request_buffer_size;
     little_uint32_buf_t max_regions;
+    little_uint32_buf_t unmap_timeout;
+    little_uint32_buf_t access_timeout;
 };
 static_assert(sizeof(DeviceConfigWire) == kDeviceConfigSize && offsetof(DeviceConfigWire, window_size) == 16 &&
-              offsetof(DeviceConfigWire, doorbells) == 32 && offsetof(DeviceConfigWire, max_regions) == 52);
+              offsetof(DeviceConfigWire, doorbells) == 32 && offsetof(DeviceConfigWire, access_timeout) == 60);
 
 // VIRTIO 4.1.4 struct virtio_pci_cap, followed by what cap types add.
 struct PciCapWire {
@@ -62,6 +64,8 @@ void encode(const DeviceConfig &config, std::span<std::byte, kDeviceConfigSize> 
     w.max_message_size = config.max_message_size;
     w.request_buffer_size = config.request_buffer_size;
     w.max_regions = config.max_regions;
+    w.unmap_timeout = config.unmap_timeout;
+    w.access_timeout = config.access_timeout;
     std::memcpy(out.data(), &w, sizeof w);
 }
 
@@ -79,6 +83,8 @@ DeviceConfig decode_device_config(std::span<const std::byte, kDeviceConfigSize> 
     config.max_message_size = w.max_message_size.value();
     config.request_buffer_size = w.request_buffer_size.value();
     config.max_regions = w.max_regions.value();
+    config.unmap_timeout = w.unmap_timeout.value();
+    config.access_timeout = w.access_timeout.value();
     return config;
 }
 

@@ -27,7 +27,7 @@ def path(tmp_path):
 @pytest.fixture
 def machine(tmp_path, path):
     options = {"window-size": 64 * MIB, "region-memory-size": MIB, "doorbells": 8, "notifications": 3,
-               "unmap-timeout": 200, "access-timeout": 300}
+               "unmap-timeout": 200, "access-timeout": 300, "in_order": True}
     with Machine(tmp_path / "qemu.log", ["-device", device_option(socket=str(path), **options)]) as running:
         yield running
 
@@ -162,9 +162,9 @@ def test_device_configuration(tmp_path, path):
     option = device_option(socket=str(path), uuid=uuid, doorbells=33, **{"x-virtio-id": 62, "region-memory-size": 0})
     with Machine(tmp_path / "qemu.log", ["-device", option]) as machine:
         function = drv.Driver(machine)
-        raw = machine.read(function.address(4), 56)
+        raw = machine.read(function.address(4), 64)
         assert raw[:16].hex() == uuid.replace("-", "")
-        assert struct.unpack_from("<QQIIIIII", raw, 16) == (8 << 30, 0, 33, 8, 0, 262144, 8192, 9)
+        assert struct.unpack_from("<QQIIIIIIII", raw, 16) == (8 << 30, 0, 33, 8, 0, 262144, 8192, 9, 1000, 2000)
         assert function.config(0) >> 16 == 0x1040 + 62
         assert [c[2] for c in function.capabilities if c[0] == 8] == [0]
         assert function.sizes[2] == 8 << 30
@@ -455,6 +455,49 @@ def test_reset_with_an_unanswered_control_request(machine, driver, session):
         session.receive()
     driver.initialise()
     driver.register()
+
+
+#= VVFU-FEAT-5
+#= type=test
+#= VVFU-FEAT-4
+#= type=test
+def test_features_that_do_not_fit_are_refused(machine, driver):
+    offered = driver.features()
+    assert not offered >> 35 & 1  # VIRTIO_F_IN_ORDER
+    version_1, access_platform, in_order = 1 << 32, 1 << 33, 1 << 35
+    for features in (0, version_1, access_platform, version_1 | access_platform | in_order,
+                     version_1 | access_platform | 1 << 20, version_1 | access_platform | 1 << 60):
+        driver.reset()
+        driver.common(0x14, 1, 3)
+        driver.write_features(features)
+        driver.common(0x14, 1, 0xB)
+        assert not driver.status() & 8, hex(features)
+        driver.common(0x14, 1, 0xF)  # DRIVER_OK without FEATURES_OK
+        assert not driver.status() & 8, hex(features)
+        assert machine.property("session-state") == "no driver"
+    driver.initialise()
+    driver.register()
+
+
+#= VVFU-INIT-4
+#= type=test
+#= VVFU-INIT-6
+#= type=test
+def test_a_function_without_driver_ok_serves_nothing(machine, driver, session):
+    driver.set_config(4, 2, 2)  # Bus Master Enable is cleared
+    with pytest.raises(EOFError):
+        session.receive()
+    driver.set_config(4, 6, 2)
+    assert driver.status() == 0xB
+    data = drv.message(drv.DEVICE_INFO, 901, drv.device_info())
+    machine.write(drv.RAM + 0x40000, data)
+    driver.queues[drv.CONTROL].add((drv.RAM + 0x40000, len(data), False), (drv.RAM + 0x80000, 4096, True))
+    driver.kick(drv.CONTROL)
+    assert machine.property("session-state") == "no driver"
+    assert driver.queues[drv.CONTROL].take() is None
+    driver.initialise()
+    driver.register()
+    assert machine.property("session-state") == "listening"
 
 
 #= VVFU-ERROR-1

@@ -149,7 +149,7 @@ uint64_t vvfu_core_device_features(const VvfuCore *core)
     return core->core->device_features();
 }
 
-void vvfu_core_device_config(const VvfuCore *core, uint8_t out[56])
+void vvfu_core_device_config(const VvfuCore *core, uint8_t out[64])
 {
     std::array<std::byte, vvfu::kDeviceConfigSize> buffer{};
     vvfu::encode(core->core->device_config(), buffer);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -230,6 +231,11 @@ bool in_range(Nanoseconds timeout)
     return timeout >= std::chrono::milliseconds{1} && timeout <= kPeerPatience;
 }
 
+std::uint32_t milliseconds(Nanoseconds timeout)
+{
+    return static_cast<std::uint32_t>(std::chrono::ceil<std::chrono::milliseconds>(timeout).count());
+}
+
 const char *problem(const CoreConfig &config)
 {
     if (config.window_size == 0 || !page_multiple(config.window_size)) {
@@ -277,6 +283,9 @@ DeviceConfig Core::device_config() const
     out.region_memory_size = impl_->config_.region_memory_size;
     out.doorbells = impl_->config_.doorbells;
     out.notifications = impl_->config_.notifications;
+    //= VVFU-CONF-4
+    out.unmap_timeout = milliseconds(impl_->config_.unmap_timeout);
+    out.access_timeout = milliseconds(impl_->config_.access_timeout);
     return out;
 }
 

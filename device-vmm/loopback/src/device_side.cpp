@@ -20,6 +20,8 @@ namespace {
 using controlq::DeviceQueue;
 using guest::Reactor;
 
+/// VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM: offered and required.
+constexpr std::uint64_t kRequiredFeatures = std::uint64_t{3} << 32;
 constexpr unsigned kRound = 256;  ///< messages taken before other events get their turn
 constexpr auto kAcceptRetry = std::chrono::seconds{1};
 
@@ -101,7 +103,9 @@ guest::Result<void> DeviceSide::create_core(core::CoreConfig config)
     }
     core_ = std::move(*core);
     config_ = core_->device_config();
-    features_ = core_->device_features();
+    //= VVFU-FEAT-1
+    //= VVFU-FEAT-4
+    features_ = core_->device_features() | kRequiredFeatures;
     return {};
 }
 
@@ -153,8 +157,20 @@ void DeviceSide::reset()
             queue.reset();
         }
         queue_failure_.reset();
+        features_ok_ = driver_ok_ = false;
         needs_reset_.store(false, std::memory_order_release);
         settle();
+    });
+}
+
+//= VVFU-FEAT-5
+//# The device MUST NOT let FEATURES_OK be set unless the driver accepted VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM,
+//# and no feature that is not offered.
+guest::Result<void> DeviceSide::accept_features(std::uint64_t features)
+{
+    return call([this, features]() -> guest::Result<void> {
+        features_ok_ = (features & kRequiredFeatures) == kRequiredFeatures && (features & ~features_) == 0;
+        return features_ok_ ? guest::Result<void>{} : guest::failure("the device does not take these features");
     });
 }
 
@@ -184,7 +200,10 @@ guest::Result<void> DeviceSide::setup_queue(unsigned queue, const guest::QueueAd
 void DeviceSide::driver_ok()
 {
     call([this] {
-        core_->driver_ok(Reactor::now());
+        driver_ok_ = features_ok_;
+        if (driver_ok_) {
+            core_->driver_ok(Reactor::now());
+        }
         settle();
     });
 }
@@ -205,7 +224,8 @@ void DeviceSide::kick(unsigned queue)
 
 void DeviceSide::on_kick(unsigned queue)
 {
-    if (!queues_[queue] || needs_reset()) {
+    //= VVFU-INIT-4
+    if (!queues_[queue] || needs_reset() || !driver_ok_) {
         return;
     }
     switch (queue) {

@@ -45,8 +45,10 @@ public:
     [[nodiscard]] QueueMemory &queue_memory() noexcept { return resources_.queue_memory; }
     [[nodiscard]] std::span<std::byte> region_memory() const noexcept { return resources_.region_memory.bytes(); }
     [[nodiscard]] std::span<std::byte> window() const noexcept { return resources_.window.bytes(); }
-    /// These three return when the device VMM has done it.
+    /// These four return when the device VMM has done it.
     void reset();
+    /// FEATURES_OK; fails when the device does not take this set.
+    guest::Result<void> accept_features(std::uint64_t features);
     guest::Result<void> setup_queue(unsigned queue, const guest::QueueAddresses &addresses);
     void driver_ok();
     [[nodiscard]] core::CoreState state();
@@ -122,6 +124,7 @@ private:
     std::array<Fd, kBaseQueues> kick_events_, used_events_;
     Fd config_event_;
     std::atomic<bool> needs_reset_{false};
+    bool features_ok_ = false, driver_ok_ = false;  // as in the device status of VIRTIO
     std::array<std::optional<Queue>, kBaseQueues> queues_;
     std::optional<std::string> queue_failure_;
     std::uint64_t next_token_ = 1;

@@ -8,8 +8,6 @@
 namespace vvfu::loopback {
 namespace {
 
-constexpr std::uint64_t kAlwaysOffered = std::uint64_t{3} << 32;  // VIRTIO_F_VERSION_1, VIRTIO_F_ACCESS_PLATFORM
-
 /// The driver's view of DeviceSide.
 class LoopbackTransport final : public guest::Transport {
 public:
@@ -19,11 +17,15 @@ public:
     void reset() override { device_.reset(); }
     guest::Result<std::uint64_t> negotiate(std::uint64_t wanted, std::uint64_t required) override
     {
-        const auto offered = device_.features() | kAlwaysOffered;
+        const auto offered = device_.features();
         if ((required & ~offered) != 0) {
             return guest::failure("the device does not offer a required feature");
         }
-        return (wanted | required) & offered;
+        const auto accepted = (wanted | required) & offered;
+        if (auto result = device_.accept_features(accepted); !result) {
+            return make_unexpected(result.error());
+        }
+        return accepted;
     }
     DeviceConfig config() override { return device_.config(); }
     guest::Result<guest::SharedBuffer> allocate(std::size_t bytes) override

@@ -160,6 +160,11 @@ class Driver:
     def reset(self):
         self.common(0x14, 1, 0)
 
+    def write_features(self, features):
+        for select in (0, 1):
+            self.common(8, 4, select)
+            self.common(0xC, 4, features >> 32 * select & 0xFFFFFFFF)
+
     def initialise(self):
         """Specification section 7, up to DRIVER_OK."""
         self.doorbells = self.address(6)
@@ -167,9 +172,7 @@ class Driver:
         self.window = self.address(8, 0)
         self.reset()
         self.common(0x14, 1, 3)
-        for select in (0, 1):
-            self.common(8, 4, select)
-            self.common(0xC, 4, 3 if select else 0)  # VERSION_1 and ACCESS_PLATFORM
+        self.write_features(3 << 32)  # VERSION_1 and ACCESS_PLATFORM
         self.common(0x14, 1, 0xB)
         assert self.status() == 0xB
         self.queues = []

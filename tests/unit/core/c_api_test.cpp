@@ -91,8 +91,8 @@ TEST_F(CApiTest, ASessionThroughTheCInterface)
     const char *error = nullptr;
     VvfuCore *core = create(&error);
     ASSERT_NE(nullptr, core) << error;
-    EXPECT_EQ(56u, vvfu_core_device_config_size());
-    std::uint8_t device_config[56];
+    EXPECT_EQ(64u, vvfu_core_device_config_size());
+    std::uint8_t device_config[64];
     vvfu_core_device_config(core, device_config);
     EXPECT_EQ(16, device_config[18]);  // window size 0x100000
     EXPECT_EQ(0u, vvfu_core_device_features(core));

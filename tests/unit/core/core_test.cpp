@@ -73,8 +73,12 @@ TEST_F(CoreLifecycleTest, ConfigurationsOutOfRangeAreRefused)
 
 //= VVFU-CONF-2
 //= type=test
+//= VVFU-CONF-4
+//= type=test
 TEST_F(CoreLifecycleTest, DeviceConfiguration)
 {
+    config.unmap_timeout = 1500ms;
+    config.access_timeout = 3999500us;
     config.uuid[3] = 7;
     create();
     const auto device = core->device_config();
@@ -86,6 +90,8 @@ TEST_F(CoreLifecycleTest, DeviceConfiguration)
     EXPECT_EQ(0u, device.access_queue_pairs);
     EXPECT_EQ(9u, device.max_regions);
     EXPECT_GE(device.request_buffer_size, 4144u);
+    EXPECT_EQ(1500u, device.unmap_timeout);
+    EXPECT_EQ(4000u, device.access_timeout);
     EXPECT_EQ(0u, core->device_features());
 }
 

@@ -160,6 +160,9 @@ __attribute__((no_sanitize("thread"))) void scribble(volatile unsigned char *mem
     }
 }
 
+/// VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM.
+constexpr std::uint64_t kRequired = std::uint64_t{3} << 32;
+
 class LoopbackTest : public ::testing::Test {
 protected:
     LoopbackTest()
@@ -551,6 +554,45 @@ TEST_F(LoopbackTest, StoppingTheDriverDisconnectsThePeer)
     EXPECT_FALSE(socket_exists());
 }
 
+//= VVFU-FEAT-1
+//= VVFU-FEAT-4
+//= VVFU-FEAT-5
+//= type=test
+TEST_F(LoopbackTest, FeaturesThatDoNotFitAreRefused)
+{
+    auto created = LoopbackPort::create(std::move(options));
+    ASSERT_TRUE(created);
+    port = std::move(*created);
+    auto &transport = port->transport();
+    for (const auto features : {std::uint64_t{0}, std::uint64_t{1} << 32, std::uint64_t{1} << 33}) {
+        EXPECT_FALSE(transport.negotiate(features, 0));
+    }
+    EXPECT_FALSE(transport.negotiate(kRequired, kRequired | 1));
+    constexpr auto kInOrder = std::uint64_t{1} << 35;
+    EXPECT_EQ(transport.negotiate(kRequired | kInOrder, kRequired).value_or(0), kRequired);
+}
+
+//= VVFU-INIT-4
+//= type=test
+TEST_F(LoopbackTest, WithoutDriverOkNothingIsServed)
+{
+    auto created = LoopbackPort::create(std::move(options));
+    ASSERT_TRUE(created);
+    port = std::move(*created);
+    auto &transport = port->transport();
+    transport.reset();
+    const auto ring = transport.allocate(16384);
+    ASSERT_TRUE(ring);
+    const auto address = ring->device_address;
+    auto *avail_idx = reinterpret_cast<std::uint16_t *>(ring->host.data() + 4096 + 2);
+    ASSERT_TRUE(transport.setup_queue(kControlQueue, {4, address, address + 4096, address + 8192}));
+    ASSERT_TRUE(transport.driver_ok());                    // without FEATURES_OK
+    std::atomic_ref<std::uint16_t>{*avail_idx}.store(77);  // breaks a queue that is looked at
+    transport.notify(kControlQueue);
+    EXPECT_STREQ(port->state().state, "no driver");
+    EXPECT_FALSE(transport.needs_reset());
+}
+
 TEST_F(LoopbackTest, ADriverThatBreaksAQueueLosesItsSessionAndCanStartAgain)
 {
     auto created = LoopbackPort::create(std::move(options));
@@ -558,6 +600,7 @@ TEST_F(LoopbackTest, ADriverThatBreaksAQueueLosesItsSessionAndCanStartAgain)
     port = std::move(*created);
     auto &transport = port->transport();
     transport.reset();
+    ASSERT_TRUE(transport.negotiate(kRequired, kRequired));
     const auto ring = transport.allocate(16384);
     ASSERT_TRUE(ring);
     const auto address = ring->device_address;

@@ -28,6 +28,8 @@ TEST(DeviceConfigCodec, SurvivesARoundTrip)
         config.max_message_size = u32();
         config.request_buffer_size = u32();
         config.max_regions = u32();
+        config.unmap_timeout = u32();
+        config.access_timeout = u32();
         std::array<std::byte, kDeviceConfigSize> bytes{};
         encode(config, bytes);
         EXPECT_EQ(decode_device_config(bytes), config);

@@ -204,6 +204,8 @@ TEST(SpecLayout, DeviceConfigurationFieldsAreWhereTheTableSays)
     config.max_message_size = 8;
     config.request_buffer_size = 9;
     config.max_regions = 10;
+    config.unmap_timeout = 11;
+    config.access_timeout = 12;
     std::array<std::byte, kDeviceConfigSize> bytes{};
     encode(config, bytes);
     auto table = fields("## 5 ");
@@ -218,7 +220,9 @@ TEST(SpecLayout, DeviceConfigurationFieldsAreWhereTheTableSays)
                                                         {"access_queue_pairs", 7},
                                                         {"max_message_size", 8},
                                                         {"request_buffer_size", 9},
-                                                        {"max_regions", 10}};
+                                                        {"max_regions", 10},
+                                                        {"unmap_timeout", 11},
+                                                        {"access_timeout", 12}};
     for (const auto &[name, value] : expected) {
         EXPECT_EQ(little(bytes, table.at(name)), value) << name;
     }

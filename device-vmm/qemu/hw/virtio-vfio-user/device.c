@@ -286,6 +286,11 @@ static uint64_t vvfu_get_features(VirtIODevice *vdev, uint64_t features,
     /* The core does not know resets of single queues. */
     virtio_clear_feature(&features, VIRTIO_F_RING_RESET);
     /*
+     *= VVFU-FEAT-4
+     *# The device MUST NOT offer VIRTIO_F_IN_ORDER.
+     */
+    virtio_clear_feature(&features, VIRTIO_F_IN_ORDER);
+    /*
      *= VVFU-FEAT-3
      *# The device MUST NOT offer VIRTIO_VFIO_USER_F_ACCESS_QUEUES.
      */
@@ -340,10 +345,12 @@ static void vvfu_set_status(VirtIODevice *vdev, uint8_t status)
     VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
 
     /* Also called when the VM stops and goes on, with an unchanged status. */
-    if ((status & ~vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) && !s->in_core) {
+    if ((status & ~vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) && !s->in_core &&
+        vvfu_features_fit(s)) {
         vvfu_enter(s);
         vvfu_core_driver_ok(s->core, vvfu_now());
         vvfu_leave(s);
+        qemu_bh_schedule(s->resume); /* buffers that were there before */
     }
     /*
      * DRIVER_OK goes without a reset when Bus Master Enable is cleared. That

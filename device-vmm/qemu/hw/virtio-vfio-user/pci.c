@@ -152,6 +152,53 @@ static bool vvfu_add_window_bar(VirtioVfioUser *s, Error **errp)
     return true;
 }
 
+bool vvfu_features_fit(VirtioVfioUser *s)
+{
+    VirtIODevice *vdev = VIRTIO_DEVICE(s);
+    VirtIOPCIProxy *proxy = VIRTIO_PCI(s->pci);
+    /* QEMU keeps of them in vdev only what is offered. */
+    uint64_t written =
+        proxy->guest_features[0] | (uint64_t)proxy->guest_features[1] << 32;
+
+    return virtio_vdev_has_feature(vdev, VIRTIO_F_VERSION_1) &&
+           virtio_vdev_has_feature(vdev, VIRTIO_F_IOMMU_PLATFORM) &&
+           !(written & ~vdev->host_features);
+}
+
+/*
+ * QEMU checks features of a driver only if it accepted VIRTIO_F_VERSION_1, and
+ * drops those that are not offered without a word.
+ */
+static void vvfu_common_write(void *opaque, hwaddr addr, uint64_t value,
+                              unsigned size)
+{
+    VirtioVfioUser *s = &VIRTIO_VFIO_USER_PCI(opaque)->vdev;
+    VirtIODevice *vdev = VIRTIO_DEVICE(s);
+    uint8_t before = vdev->status;
+
+    object_ref(OBJECT(opaque));
+    s->virtio_common_ops->write(opaque, addr, value, size);
+    /*
+     *= VVFU-FEAT-5
+     *# The device MUST NOT let FEATURES_OK be set unless the driver accepted
+     *# VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM, and no feature that is
+     *# not offered.
+     */
+    if ((vdev->status & ~before & VIRTIO_CONFIG_S_FEATURES_OK) &&
+        !vvfu_features_fit(s)) {
+        vdev->status &= ~VIRTIO_CONFIG_S_FEATURES_OK;
+    }
+    object_unref(OBJECT(opaque));
+}
+
+static void vvfu_check_features(VirtIOPCIProxy *proxy, VirtioVfioUser *s)
+{
+    s->virtio_common_ops = proxy->common.mr.ops;
+    s->common_ops = *s->virtio_common_ops;
+    s->common_ops.write = vvfu_common_write;
+    proxy->common.mr.ops = &s->common_ops;
+}
+
 /* What vvfu_pci_realize() made; any part of it may be missing. */
 static void vvfu_pci_release(VirtioVfioUser *s)
 {
@@ -187,6 +234,7 @@ static void vvfu_pci_realize(VirtIOPCIProxy *proxy, Error **errp)
         vvfu_pci_release(s);
         return;
     }
+    vvfu_check_features(proxy, s);
     vvfu_notifications_use_irqfds(s);
 }
 

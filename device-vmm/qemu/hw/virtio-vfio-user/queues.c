@@ -82,6 +82,20 @@ static void vvfu_reply_chain(VirtioVfioUser *s, VirtQueue *vq,
 typedef void VvfuChainHandler(VirtioVfioUser *, VirtQueue *,
                               VirtQueueElement *);
 
+/*
+ *= VVFU-INIT-4
+ *# The device MUST NOT take buffers from a queue unless FEATURES_OK and
+ *# DRIVER_OK are set.
+ */
+static bool vvfu_may_take(VirtioVfioUser *s)
+{
+    const uint8_t both = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+
+    /* In a call: a guest's DMA made this kick; the next one counts. */
+    return !s->in_core && !s->unrealized &&
+           (VIRTIO_DEVICE(s)->status & both) == both;
+}
+
 /* Takes at most one queue full, so that a guest cannot keep QEMU here. */
 static void vvfu_take_chains(VirtioVfioUser *s, VirtQueue *vq,
                              VvfuChainHandler *handle)
@@ -90,8 +104,8 @@ static void vvfu_take_chains(VirtioVfioUser *s, VirtQueue *vq,
     VirtQueueElement *element;
     bool more = true;
 
-    if (s->in_core || s->unrealized) {
-        return; /* a guest's DMA made this kick; the next one counts */
+    if (!vvfu_may_take(s)) {
+        return;
     }
     object_ref(OBJECT(s->pci));
     for (int i = 0; i < VVFU_QUEUE_SIZE && !vdev->broken; i++) {
@@ -128,7 +142,7 @@ static void vvfu_request_kicked(VirtIODevice *vdev, VirtQueue *vq)
 {
     VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
 
-    if (s->in_core || s->unrealized) {
+    if (!vvfu_may_take(s)) {
         return;
     }
     vvfu_enter(s);
@@ -140,7 +154,7 @@ void vvfu_queues_run(VirtioVfioUser *s)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
 
-    if (!vdev->broken && (vdev->status & VIRTIO_CONFIG_S_DRIVER_OK)) {
+    if (!vdev->broken && vvfu_may_take(s)) {
         object_ref(OBJECT(s->pci));
         vvfu_control_kicked(vdev, s->queues[VVFU_QUEUE_CONTROL]);
         vvfu_reply_kicked(vdev, s->queues[VVFU_QUEUE_REPLY]);

@@ -98,6 +98,8 @@ struct VirtioVfioUser {
     uint16_t virtio_id;
 
     PCIDevice *pci; /* the function around the device, from realize on */
+    const MemoryRegionOps *virtio_common_ops; /* of the common structure */
+    MemoryRegionOps common_ops;               /* with our check */
     VvfuCore *core;
     bool in_core; /* a vvfu_core_* call is in progress */
     bool saved_engaged_in_io;
@@ -156,6 +158,11 @@ static inline uint64_t vvfu_now(void)
 
 /* The properties' ranges; the socket and the BAR are checked elsewhere. */
 bool vvfu_check_properties(VirtioVfioUser *s, Error **errp);
+
+/* ---- pci.c ---- */
+
+/* Whether the driver accepted what it must, and nothing else than offered. */
+bool vvfu_features_fit(VirtioVfioUser *s);
 
 /* ---- port.c: the core ---- */
 

@@ -57,9 +57,11 @@ struct DeviceConfig {
     std::uint32_t max_message_size = kMaxMessageSize;
     std::uint32_t request_buffer_size = kRequestBufferSize;
     std::uint32_t max_regions = kMaxRegions;
+    std::uint32_t unmap_timeout = 0;   ///< ms until the device goes on without an answer to MEMORY_INFO(DEL)
+    std::uint32_t access_timeout = 0;  ///< ms, likewise for all other requests
     friend bool operator==(const DeviceConfig &, const DeviceConfig &) = default;
 };
-inline constexpr std::size_t kDeviceConfigSize = 56;
+inline constexpr std::size_t kDeviceConfigSize = 64;
 
 void encode(const DeviceConfig &config, std::span<std::byte, kDeviceConfigSize> out);
 [[nodiscard]] DeviceConfig decode_device_config(std::span<const std::byte, kDeviceConfigSize> bytes);

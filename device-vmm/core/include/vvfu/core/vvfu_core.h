@@ -83,7 +83,7 @@ void vvfu_core_free(VvfuCore *core); /* ends the session; calls the port for tha
 
 /* virtio side */
 uint64_t vvfu_core_device_features(const VvfuCore *core);            /* device-specific bits 0..23 */
-void vvfu_core_device_config(const VvfuCore *core, uint8_t out[56]); /* device configuration space */
+void vvfu_core_device_config(const VvfuCore *core, uint8_t out[64]); /* device configuration space */
 size_t vvfu_core_device_config_size(void);
 void vvfu_core_driver_ok(VvfuCore *core, uint64_t now_ns);
 void vvfu_core_driver_reset(VvfuCore *core, uint64_t now_ns); /* tokens of open chains are dead afterwards */
