@@ -134,6 +134,7 @@ bool DriverQueue::add(std::span<const DeviceBuffer> readable, std::span<const De
 
     store<std::uint16_t>(driver_area_ + kRing + kAvailElement * (next_avail_ % size_), head);
     ++next_avail_;
+    //= VVFU-ORDER-2
     store_shared(driver_area_ + kIdx, next_avail_, std::memory_order_seq_cst);  // barrier pairs [A], [C]
     return true;
 }
@@ -338,6 +339,7 @@ void DeviceQueue::push(const Element &element, std::uint32_t written)
     store<std::uint32_t>(used, element.head);
     store<std::uint32_t>(used + 4, written);
     ++next_used_;
+    //= VVFU-ORDER-1
     store_shared(device_area_ + kIdx, next_used_, std::memory_order_seq_cst);  // barrier pairs [B], [D]
 }
 

@@ -481,7 +481,7 @@ def test_features_that_do_not_fit_are_refused(machine, driver):
 
 #= VVFU-INIT-4
 #= type=test
-#= VVFU-INIT-6
+#= VVFU-INIT-5
 #= type=test
 def test_a_function_without_driver_ok_serves_nothing(machine, driver, session):
     driver.set_config(4, 2, 2)  # Bus Master Enable is cleared

@@ -268,6 +268,9 @@ TEST_F(TestdevWire, IntxIsLevelTriggeredAndTheResampleFdUnmasks)
 
 //= VVFU-DOORBELL-6
 //= type=test
+//= VVFU-ORDER-1
+//= VVFU-ORDER-2
+//= type=test
 TEST_F(TestdevWire, CopiesThroughTheWindowAreExact)
 {
     use_msix();

@@ -172,6 +172,7 @@ bool PeerDma::reply(const Message &message)
             log_.once(LogLevel::warning, "DMA failed by the peer", "the peer failed a DMA command");
             finish(piece.operation, status);
         } else if (piece.operation->completed == piece.operation->count) {
+            //= VVFU-ORDER-3
             finish(piece.operation, Status::ok);
         }
     }

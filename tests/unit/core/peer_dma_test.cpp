@@ -58,6 +58,8 @@ TEST_F(PeerDmaTest, ReadAsksThePeer)
     EXPECT_EQ(kNever, core->next_deadline());
 }
 
+//= VVFU-ORDER-3
+//= type=test
 TEST_F(PeerDmaTest, WriteSendsTheDataToThePeer)
 {
     start();
@@ -65,6 +67,7 @@ TEST_F(PeerDmaTest, WriteSendsTheDataToThePeer)
     const auto sent = take_sent();
     EXPECT_EQ(vu::Command::dma_write, sent.header.kind());
     EXPECT_EQ(concat(vu::DmaAccess{kBase, 5}, filled(5, 3)), sent.payload);
+    EXPECT_FALSE(port.completed.contains(token));
     reply_to(sent, concat(vu::DmaAccess{kBase, 5}));
     const auto reply = control_reply(token);
     EXPECT_EQ(control::Status::ok, reply.header.status);

@@ -355,6 +355,10 @@ static void vvfu_set_status(VirtIODevice *vdev, uint8_t status)
     /*
      * DRIVER_OK goes without a reset when Bus Master Enable is cleared. That
      * is all the device hears when vfio-pci takes it from a driver that died.
+     *
+     *= VVFU-INIT-5
+     *# The device MUST act as on a reset of the session and of the emulated
+     *# device when Bus Master Enable of its function is cleared.
      */
     if (vdev->status & ~status & VIRTIO_CONFIG_S_DRIVER_OK) {
         vvfu_withdraw(s);
