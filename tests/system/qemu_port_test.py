@@ -645,8 +645,8 @@ def test_no_mapping_nor_fd_outlives_a_killed_peer(machine, driver, session):
     assert usage()[0] == 20
     session.close()
     driver.end_session()
-    # One fd less than before: the connection.
-    eventually(lambda: usage() == (0, before[1] - 1), f"{usage()} as {before}")
+    # Two fds less than before: the connection, and the session's file of region memory.
+    eventually(lambda: usage() == (0, before[1] - 2), f"{usage()} as {before}")
 
 
 def test_burst_of_maps_and_unmaps(machine, driver, session):
@@ -695,6 +695,35 @@ def test_region_memory_is_shared_with_the_peer(machine, driver, session):
     assert machine.read(driver.address(8, 1), 13) == b"REGION memory"
     with pytest.raises(PermissionError):
         os.ftruncate(fds[0], 0)
+
+
+#= VVFU-REGION-2
+#= VVFU-REGION-3
+#= type=test
+def test_region_memory_of_a_former_peer_is_worthless(machine, driver, path):
+    def region_file(peer):
+        _, error, payload, fds = peer.call(client.REGION_INFO, struct.pack("=IIIIQQ", 4096, 0, 2, 0, 0, 0))
+        assert error == 0
+        return fds[0], struct.unpack_from("=Q", payload, 24)[0]
+
+    area = driver.address(8, 1)
+    with driver.session(path) as peer:
+        former, offset = region_file(peer)
+        os.pwrite(former, b"first", offset)
+        assert machine.read(area, 5) == b"first"
+    driver.end_session()
+    assert machine.read(area, 5) == bytes(5)
+    os.pwrite(former, b"still", offset)
+    assert machine.read(area, 5) == bytes(5)
+    with driver.session(path, epoch=2) as peer:
+        current, _ = region_file(peer)
+        os.pwrite(former, b"again", offset)
+        assert machine.read(area, 5) == bytes(5)
+        os.pwrite(current, b"other", offset)
+        assert machine.read(area, 5) == b"other"
+        assert os.pread(former, 5, offset) == b"again"
+    os.close(former)
+    os.close(current)
 
 
 # ---- doorbells ----
