@@ -9,7 +9,9 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 
+#include "vvfu/guest/counters.hpp"
 #include "vvfu/guest/dma_space.hpp"
 #include "vvfu/guest/executor.hpp"
 #include "vvfu/protocol/control.hpp"
@@ -58,6 +60,16 @@ public:
 
     /// The session is over: as reset() (the next peer starts from power-on state), and the DMA space is empty already.
     virtual void peer_gone(std::function<void()> done) { reset(std::move(done)); }
+
+    /// Adds what the model counted.
+    virtual void counters(Counters &) const {}
+
+    /// The program ends in good order: what the peer was told is written becomes durable. `done(false)`: some of it may
+    /// be lost, and the model has logged why. May run inside the call; nothing else is asked of the model before.
+    virtual void make_durable(std::function<void(bool durable)> done) { done(true); }
+    /// Work for storage that has not ended, in words for a line that a person reads: "16 requests to backing
+    /// \"disk.img\""; empty: none.
+    [[nodiscard]] virtual std::string unfinished() const { return {}; }
 };
 
 }  // namespace vvfu::guest
