@@ -1,10 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // vvfu-loopback: a vfio-user server for stock clients, with core, control queues and device model in one process.
-#include <spdlog/spdlog.h>
-#include <sys/epoll.h>
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -15,8 +11,10 @@
 #include <optional>
 #include <string>
 
+#include "application.hpp"
 #include "device_models.hpp"
 #include "program.hpp"
+#include "sandbox.hpp"
 #include "termination.hpp"
 #include "vvfu/guest/reactor.hpp"
 #include "vvfu/guest/session.hpp"
@@ -39,6 +37,7 @@ struct Options {
     std::uint32_t unmap_timeout_ms = 1000, access_timeout_ms = 2000;
     std::uint32_t poll_us = 0;
     bool trust_peer_memory = false;
+    cli::SandboxOptions sandbox;
 };
 
 std::string check_uuid(const std::string &text)
@@ -99,8 +98,10 @@ void add_options(CLI::App &app, Options &options)
         ->check(CLI::Range(0, 1000000));
     app.add_flag("--trust-peer-memory", options.trust_peer_memory,
                  "Map memory files that the peer could truncate (a truncated file kills this process)");
+    cli::add_sandbox_options(app, options.sandbox);
     app.footer(
-        "Exit status: 0 ended by SIGTERM, SIGINT or SIGHUP; 1 failure; 2 bad command line.\n"
+        "Exit status: 0 ended by SIGTERM, SIGINT or SIGHUP; 1 failure; 2 bad command line; 3 ended, but work was\n"
+        "abandoned, and data may be lost. SIGUSR1 logs counters.\n"
         "Example: vvfu-loopback --socket-path=/run/nvme.sock nvme --backing=disk.img");
 }
 
@@ -117,74 +118,57 @@ core::CoreConfig core_config(const Options &options, std::uint64_t model_region_
     return config;
 }
 
-int fail(const std::string &message)
+guest::Counters core_counters(const core::CoreState &state)
 {
-    spdlog::error("{}", message);
-    return cli::kExitRuntime;
-}
-
-int serve(guest::Reactor &reactor, guest::Session &session, guest::DeviceModel &model, const Options &options,
-          int signals)
-{
-    int status = cli::kExitOk;
-    const auto stop = [&] {
-        reactor.unwatch(signals);
-        session.stop([&reactor] { reactor.stop(); });
-    };
-    if (auto watched = reactor.watch(signals, EPOLLIN, [&](std::uint32_t) { stop(); }); !watched) {
-        return fail(watched.error().message);
-    }
-    const auto failed = [&](const guest::Error &error) {
-        status = fail(error.message);
-        reactor.stop();
-    };
-    session.start(
-        model,
-        [&](const guest::Result<void> &registered) {
-            if (!registered) {
-                failed(registered.error());
-                return;
-            }
-            spdlog::info("serving on {}",
-                         options.socket_path.empty() ? "fd " + std::to_string(options.fd) : options.socket_path);
-        },
-        failed);
-    reactor.run();
-    return status;
+    return {{"sessions", state.epoch},
+            {"requests", state.requests},
+            {"protocol_errors", state.protocol_errors},
+            {"deadline_expiries", state.deadline_expiries},
+            {"unknown_replies", state.unknown_replies},
+            {"mapped_bytes", state.mapped_bytes},
+            {"mapped_ranges", state.mapped_ranges},
+            {"message_ranges", state.message_ranges}};
 }
 
 int run(const Options &options, const cli::DeviceModels &models)
 {
-    const Fd signals = cli::termination_signals();
+    cli::limit_capabilities(options.sandbox, true);  // also the device VMM's thread, which makes the socket
+    cli::Termination termination{[&options] { cli::limit_capabilities(options.sandbox, false); }};
     auto reactor = guest::Reactor::create();
     if (!reactor) {
-        return fail(reactor.error().message);
+        return cli::report_failure(reactor.error().message);
     }
     auto port =
         LoopbackPort::create({options.socket_path, Fd{options.fd}, core_config(options, models.region_memory_size())});
     if (!port) {
-        return fail(port.error().message);
+        return cli::report_failure(port.error().message);
     }
     guest::ThreadPool workers{**reactor};
-    guest::Session session{
-        (*port)->transport(), **reactor, workers, {.poll = std::chrono::microseconds{options.poll_us}}};
+    auto &transport = (*port)->transport();
+    guest::Session session{transport, **reactor, workers, {.poll = std::chrono::microseconds{options.poll_us}}};
     auto model = models.create(session.services());
     if (!model) {
-        return fail(model.error().message);
+        return cli::report_failure(model.error().message);
     }
-    return serve(**reactor, session, **model, options, signals.get());
+    const auto where = options.socket_path.empty() ? "fd " + std::to_string(options.fd) : options.socket_path;
+    cli::Application application{{termination, **reactor, workers, transport, session, **model, models.name(),
+                                  "serving on " + where,
+                                  [&] { return cli::enter_sandbox(options.sandbox, cli::Needs::local_sockets); },
+                                  [&] { return core_counters((*port)->state()); }}};
+    return application.run();
 }
+
+const cli::ProgramInfo kInfo{kProgram, "vfio-user", {"socket-path", "fd", "log-format-json"}};
 
 int main_checked(int argc, char **argv)
 {
-    const cli::ProgramInfo info{kProgram, "vfio-user", {"socket-path", "fd", "log-format-json"}};
     CLI::App app{"vfio-user server with an emulated PCI device, for unmodified vfio-user clients", kProgram};
     Options options;
     guest::LogOptions log;
     add_options(app, options);
-    cli::add_common_options(app, info, log);
+    cli::add_common_options(app, kInfo, log);
     cli::DeviceModels models{app};
-    if (const auto status = cli::parse_command_line(app, info, log, argc, argv)) {
+    if (const auto status = cli::parse_command_line(app, kInfo, log, argc, argv)) {
         return *status;
     }
     if (!models.chosen()) {
@@ -203,9 +187,5 @@ int main_checked(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    try {
-        return vvfu::loopback::main_checked(argc, argv);
-    } catch (const std::exception &error) {
-        return vvfu::loopback::fail(error.what());
-    }
+    return vvfu::cli::run_program(vvfu::loopback::kInfo, [&] { return vvfu::loopback::main_checked(argc, argv); });
 }

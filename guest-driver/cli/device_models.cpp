@@ -56,6 +56,12 @@ std::uint64_t DeviceModels::region_memory_size() const
     return testdev_->parsed() ? testdev::region_memory_size(testdev_options_) : 0;
 }
 
+std::string DeviceModels::missing() const
+{
+    assert(chosen());
+    return nvme_->parsed() ? nvme::missing_backing(nvme_options_) : std::string{};
+}
+
 guest::Result<std::unique_ptr<guest::DeviceModel>> DeviceModels::create(guest::DeviceServices services) const
 {
     assert(chosen());

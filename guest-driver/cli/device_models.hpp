@@ -29,6 +29,8 @@ public:
     [[nodiscard]] std::string name() const;
     /// Bytes of region memory that the model needs.
     [[nodiscard]] std::uint64_t region_memory_size() const;
+    /// What the model needs and is not there yet: the path of a backing; empty: nothing.
+    [[nodiscard]] std::string missing() const;
     /// Creates it. Errors are one line for a person.
     [[nodiscard]] guest::Result<std::unique_ptr<guest::DeviceModel>> create(guest::DeviceServices services) const;
 

@@ -2,20 +2,21 @@
 //
 // vvfu-guest: implements a PCI device of another VM on a virtio-vfio-user function of this one.
 #include <fmt/format.h>
-#include <sys/epoll.h>
-#include <sys/signalfd.h>
+#include <spdlog/spdlog.h>
 
-#include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <optional>
 #include <string>
 
+#include "application.hpp"
 #include "device_models.hpp"
 #include "program.hpp"
+#include "sandbox.hpp"
 #include "termination.hpp"
-#include "vvfu/base/fd.hpp"
 #include "vvfu/guest/reactor.hpp"
 #include "vvfu/guest/session.hpp"
 #include "vvfu/guest/thread_pool.hpp"
@@ -25,18 +26,14 @@ namespace {
 
 using namespace vvfu;
 
-const cli::ProgramInfo kProgram{"vvfu-guest", "vfio-user", {"device", "uuid", "list", "log-format-json"}};
+const cli::ProgramInfo kProgram{"vvfu-guest", "vfio-user", {"device", "uuid", "list", "wait", "log-format-json"}};
 
 struct Arguments {
     std::string device, uuid;
     std::uint32_t poll_us = 0;
+    bool wait = false;
+    cli::SandboxOptions sandbox;
 };
-
-int fail(const std::string &message)
-{
-    spdlog::error("{}", message);
-    return cli::kExitRuntime;
-}
 
 int list()
 {
@@ -58,82 +55,107 @@ guest::Result<std::unique_ptr<guest::Transport>> open_transport(const Arguments 
     return guest::open_vfio_transport(*guest::parse_uuid(arguments.uuid));
 }
 
-/// Everything between a running session and the end of the program.
-class Application {
-public:
-    Application(guest::Reactor &reactor, guest::Session &session) : reactor_(reactor), session_(session) {}
-
-    int run(guest::DeviceModel &model, const std::string &what, int signals)
-    {
-        auto watched = reactor_.watch(signals, EPOLLIN, [this, signals](std::uint32_t) { on_signal(signals); });
-        if (!watched) {
-            return fail(watched.error().message);
-        }
-        session_.start(
-            model,
-            [this, what](guest::Result<void> result) {
-                if (result) {
-                    spdlog::info("{} is ready for a peer", what);
-                } else {
-                    give_up(result.error());
-                }
-            },
-            [this](const guest::Error &error) { give_up(error); });
-        reactor_.run();
-        reactor_.unwatch(signals);
-        return exit_code_;
-    }
-
-private:
-    void on_signal(int signals)
-    {
-        signalfd_siginfo info{};
-        if (::read(signals, &info, sizeof info) == sizeof info) {
-            spdlog::info("{}: stopping", ::strsignal(static_cast<int>(info.ssi_signo)));
-            stop();
-        }
-    }
-    void give_up(const guest::Error &error)
-    {
-        exit_code_ = fail(error.message);
-        stop();
-    }
-    void stop()
-    {
-        if (!stopping_) {
-            stopping_ = true;
-            session_.stop([this] { reactor_.stop(); });
-        }
-    }
-
-    guest::Reactor &reactor_;
-    guest::Session &session_;
-    bool stopping_ = false;
-    int exit_code_ = cli::kExitOk;
-};
-
-int serve(const Arguments &arguments, const cli::DeviceModels &models)
+/// One life of the function: until the program is to end, or the function is taken away. Everything that belongs to it
+/// is released at the return. Returns the exit status.
+int serve_once(const Arguments &arguments, const cli::DeviceModels &models, cli::Termination &termination,
+               std::unique_ptr<guest::Transport> transport, const std::function<guest::Result<void>()> &confine)
 {
-    const Fd signals = cli::termination_signals();
-    auto transport = open_transport(arguments);
-    if (!transport) {
-        return fail(transport.error().message);
-    }
     auto reactor = guest::Reactor::create();
     if (!reactor) {
-        return fail(reactor.error().message);
+        return cli::report_failure(reactor.error().message);
     }
     guest::ThreadPool workers{**reactor};
     guest::SessionOptions options;
     options.poll = std::chrono::microseconds{arguments.poll_us};
     // The model goes before the session: it may still name the session's services when it is destroyed.
-    guest::Session session{**transport, **reactor, workers, options};
+    guest::Session session{*transport, **reactor, workers, options};
     auto model = models.create(session.services());
     if (!model) {
-        return fail(model.error().message);
+        return cli::report_failure(model.error().message);
     }
-    return Application{**reactor, session}.run(**model, fmt::format("{} on {}", models.name(), (*transport)->name()),
-                                               signals.get());
+    cli::Application application{{termination,
+                                  **reactor,
+                                  workers,
+                                  *transport,
+                                  session,
+                                  **model,
+                                  models.name(),
+                                  fmt::format("{} on {} is ready for a peer", models.name(), transport->name()),
+                                  confine,
+                                  {}}};
+    return application.run();
+}
+
+/// Waits until function and backings are there, looking every kLookInterval. Null: told to end.
+guest::Result<std::unique_ptr<guest::Transport>> wait_for_function(const Arguments &arguments,
+                                                                   const cli::DeviceModels &models,
+                                                                   cli::Termination &termination)
+{
+    constexpr std::chrono::milliseconds kLookInterval{200};
+    auto reactor = guest::Reactor::create();
+    if (!reactor) {
+        return make_unexpected(reactor.error());
+    }
+    std::unique_ptr<guest::Transport> transport;
+    std::string reason;
+    std::function<void()> look = [&] {
+        std::string obstacle;
+        if (const auto missing = models.missing(); !missing.empty()) {
+            obstacle = fmt::format("backing \"{}\" does not exist", missing);
+        } else if (auto opened = open_transport(arguments); !opened) {
+            obstacle = opened.error().message;
+        } else {
+            transport = std::move(*opened);
+            (*reactor)->stop();
+            return;
+        }
+        if (reason != obstacle) {
+            reason = obstacle;
+            spdlog::info("waiting: {}", reason);
+        }
+        (*reactor)->after(kLookInterval, look);
+    };
+    termination.attach({[&](int signal) {
+                            spdlog::info("{}: stopping", ::strsignal(signal));
+                            (*reactor)->stop();
+                        },
+                        {},
+                        {}});
+    (*reactor)->post(look);
+    (*reactor)->run();
+    termination.detach();
+    return transport;
+}
+
+int serve(const Arguments &arguments, const cli::DeviceModels &models)
+{
+    cli::Termination termination{[&] { cli::limit_capabilities(arguments.sandbox, false); }};
+    if (!arguments.wait) {
+        auto transport = open_transport(arguments);
+        if (!transport) {
+            return cli::report_failure(transport.error().message);
+        }
+        return serve_once(arguments, models, termination, std::move(*transport),
+                          [&] { return cli::enter_sandbox(arguments.sandbox, cli::Needs::nothing); });
+    }
+    // What is opened later is opened with the same rights as what is opened now.
+    cli::raise_locked_memory_limit();
+    if (auto confined = cli::enter_sandbox(arguments.sandbox, cli::Needs::functions); !confined) {
+        return cli::report_failure(confined.error().message);
+    }
+    for (;;) {
+        auto transport = wait_for_function(arguments, models, termination);
+        if (!transport) {
+            return cli::report_failure(transport.error().message);
+        }
+        if (!*transport) {
+            return cli::kExitOk;
+        }
+        const int status = serve_once(arguments, models, termination, std::move(*transport), {});
+        if (status != cli::kExitGone) {
+            return status;
+        }
+    }
 }
 
 void describe_arguments(CLI::App &app, Arguments &arguments)
@@ -153,14 +175,17 @@ void describe_arguments(CLI::App &app, Arguments &arguments)
         ->type_name("US")
         ->check(CLI::Range(0u, 1000000u))
         ->capture_default_str();
+    app.add_flag("--wait", arguments.wait,
+                 "Wait until the function and the backings are there, and again after the function was unplugged");
+    cli::add_sandbox_options(app, arguments.sandbox);
     app.footer(
-        "Exit status: 0 listed, or ended by SIGTERM, SIGINT or SIGHUP; 1 failure; 2 bad command line.\n"
+        "Exit status: 0 listed, or ended by SIGTERM, SIGINT or SIGHUP; 1 failure; 2 bad command line; 3 ended, but "
+        "work\n"
+        "was abandoned, and data may be lost; 4 the function was unplugged. SIGUSR1 logs counters.\n"
         "Example: vvfu-guest --device=0000:00:04.0 nvme --backing=/dev/vdb");
 }
 
-}  // namespace
-
-int main(int argc, char **argv)
+int main_checked(int argc, char **argv)
 {
     CLI::App app{"Implements a PCI device of another VM on a virtio-vfio-user function", kProgram.name};
     Arguments arguments;
@@ -170,7 +195,7 @@ int main(int argc, char **argv)
     cli::DeviceModels models{app};
     auto *list_command = app.add_subcommand("list", "Show the virtio-vfio-user functions of this machine");
     list_command->fallthrough();
-    for (const auto *option : {"--device", "--uuid", "--poll"}) {
+    for (const auto *option : {"--device", "--uuid", "--poll", "--wait", "--sandbox", "--user"}) {
         list_command->excludes(app.get_option(option));  // it shows all functions, and drives none
     }
     app.require_subcommand(1);
@@ -186,4 +211,11 @@ int main(int argc, char **argv)
         return cli::kExitUsage;
     }
     return serve(arguments, models);
+}
+
+}  // namespace
+
+int main(int argc, char **argv)
+{
+    return vvfu::cli::run_program(kProgram, [&] { return main_checked(argc, argv); });
 }

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "program.hpp"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
+#include <exception>
 #include <iostream>
 #include <span>
 #include <string_view>
@@ -32,6 +37,8 @@ const Choices<spdlog::level::level_enum> kLevels{{"error", spdlog::level::err},
                                                  {"debug", spdlog::level::debug},
                                                  {"trace", spdlog::level::trace}};
 const Choices<guest::LogFormat> kFormats{{"text", guest::LogFormat::text}, {"json", guest::LogFormat::json}};
+
+const Choices<bool> kSwitch{{"on", true}, {"off", false}};
 
 /// An option that takes one of a few words. CLI11's own transformer would show the numbers behind them to people.
 template <typename T>
@@ -76,6 +83,39 @@ void report_usage_error(const CLI::App &app, const ProgramInfo &info, const CLI:
     std::cerr << info.name << ": " << explain(app, error) << " (see " << info.name << ' ' << help << ")\n";
 }
 
+const char *terminating_program = "";
+
+/// Where an exception cannot be caught: in a function that promises not to throw, or while another one is on its way.
+/// Without allocation, which may be what failed.
+[[noreturn]] void report_terminate()
+{
+    const char *what = "internal error";
+    try {
+        if (const auto error = std::current_exception()) {
+            std::rethrow_exception(error);
+        }
+    } catch (const std::exception &error) {
+        what = error.what();
+    } catch (...) {
+    }
+    for (const char *text : {terminating_program, ": error: ", what, "\n"}) {
+        static_cast<void>(!::write(STDERR_FILENO, text, std::strlen(text)));
+    }
+    ::_exit(kExitRuntime);
+}
+
+/// A file that is opened as number 2 would get our log lines.
+bool open_standard_fds()
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
+        // The lowest free number is taken, and those below are open already.
+        if (::fcntl(fd, F_GETFD) < 0 && ::open("/dev/null", O_RDWR) != fd) {
+            return false;
+        }
+    }
+    return true;
+}
+
 }  // namespace
 
 std::string capabilities_json(const ProgramInfo &info)
@@ -95,6 +135,18 @@ void add_common_options(CLI::App &app, const ProgramInfo &info, guest::LogOption
         ->description("Print what this program can do as JSON and exit; ignores all other arguments");
     add_choice(app, "--log-level", "Least severe level to log (default: info)", kLevels, log.level);
     add_choice(app, "--log-format", "Format of log lines on stderr (default: text)", kFormats, log.format);
+}
+
+void add_sandbox_options(CLI::App &app, SandboxOptions &options)
+{
+    add_choice(app, "--sandbox", "Give up privileges and most system calls after set-up (default: on)", kSwitch,
+               options.enabled);
+    app.add_option("--user", options.user, "User to become after set-up: a name of /etc/passwd, UID or UID:GID")
+        ->type_name("USER")
+        ->check([](const std::string &user) {
+            const auto found = find_user(user);
+            return found ? std::string{} : found.error().message;
+        });
 }
 
 std::optional<int> parse_command_line(CLI::App &app, const ProgramInfo &info, guest::LogOptions &log, int argc,
@@ -129,6 +181,27 @@ std::optional<int> parse_command_line(CLI::App &app, const ProgramInfo &info, gu
     }
     guest::init_logging(info.name, log);
     return std::nullopt;
+}
+
+int report_failure(const std::string &message)
+{
+    spdlog::error("{}", message);
+    return kExitRuntime;
+}
+
+int run_program(const ProgramInfo &info, const std::function<int()> &run)
+{
+    terminating_program = info.name.c_str();
+    std::set_terminate(report_terminate);
+    if (!open_standard_fds()) {
+        return kExitRuntime;
+    }
+    try {
+        guest::init_logging(info.name, {});  // until the command line says how
+        return run();
+    } catch (const std::exception &error) {
+        return report_failure(error.what());
+    }
 }
 
 }  // namespace vvfu::cli

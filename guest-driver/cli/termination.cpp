@@ -1,9 +1,19 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "termination.hpp"
 
-#include <sys/signalfd.h>
+#include <spdlog/spdlog.h>
+#include <sys/time.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <csignal>
+#include <cstring>
+#include <ctime>
+#include <utility>
+
+#include "program.hpp"
+#include "vvfu/guest/reactor.hpp"
 
 namespace vvfu::cli {
 namespace {
@@ -14,9 +24,7 @@ bool is_ignored(int number)
     return ::sigaction(number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
-}  // namespace
-
-Fd termination_signals()
+sigset_t taken_signals()
 {
     sigset_t signals;
     ::sigemptyset(&signals);
@@ -25,9 +33,142 @@ Fd termination_signals()
     if (!is_ignored(SIGHUP)) {
         ::sigaddset(&signals, SIGHUP);
     }
-    ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+    ::sigaddset(&signals, SIGUSR1);
+    return signals;
+}
+
+/// Ends the process soon, even if what follows hangs: a standard error that nobody reads.
+void limit_last_words()
+{
+    sigset_t alarm;
+    ::sigemptyset(&alarm);
+    ::sigaddset(&alarm, SIGALRM);
+    ::signal(SIGALRM, SIG_DFL);
+    ::pthread_sigmask(SIG_UNBLOCK, &alarm, nullptr);
+    constexpr itimerval kSoon{{0, 0}, {0, 100'000}};
+    ::setitimer(ITIMER_REAL, &kSoon, nullptr);
+}
+
+}  // namespace
+
+Termination::Termination(std::function<void()> prepare)
+{
     ::signal(SIGPIPE, SIG_IGN);
-    return Fd{::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK)};
+    const auto signals = taken_signals();
+    ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+    thread_ = std::thread{[this, prepare = std::move(prepare)] { thread_main(prepare); }};
+}
+
+Termination::~Termination()
+{
+    {
+        const std::lock_guard lock{mutex_};
+        over_ = true;
+    }
+    wake();
+    thread_.join();
+}
+
+void Termination::attach(Handlers handlers)
+{
+    const std::lock_guard lock{mutex_};
+    handlers_ = std::move(handlers);
+    deadline_.reset();
+    signalled_ = false;
+}
+
+void Termination::detach()
+{
+    const std::lock_guard lock{mutex_};
+    handlers_.reset();
+}
+
+void Termination::begin()
+{
+    {
+        const std::lock_guard lock{mutex_};
+        if (deadline_) {
+            return;
+        }
+        deadline_ = guest::Reactor::now() + kEndLimit;
+    }
+    wake();
+}
+
+/// The thread looks at the state again. A SIGUSR1 from outside that comes together with this one is as good.
+void Termination::wake()
+{
+    ::pthread_kill(thread_.native_handle(), SIGUSR1);
+}
+
+void Termination::thread_main(const std::function<void()> &prepare)
+{
+    if (prepare) {
+        prepare();
+    }
+    const auto signals = taken_signals();
+    for (;;) {
+        timespec wait{};
+        bool limited = false;
+        {
+            const std::lock_guard lock{mutex_};
+            if (over_) {
+                return;
+            }
+            if (deadline_) {
+                const auto left = std::max(*deadline_ - guest::Reactor::now(), Nanoseconds::zero());
+                const auto whole = std::chrono::duration_cast<std::chrono::seconds>(left);
+                wait = {whole.count(), (left - whole).count()};
+                limited = true;
+            }
+        }
+        siginfo_t info{};
+        const int signal = limited ? ::sigtimedwait(&signals, &info, &wait) : ::sigwaitinfo(&signals, &info);
+        const std::lock_guard lock{mutex_};
+        if (over_) {
+            return;
+        }
+        if (deadline_ && guest::Reactor::now() >= *deadline_) {
+            abandon("did not end in time", kExitAbandoned);
+        }
+        const bool own = signal == SIGUSR1 && info.si_code == SI_TKILL && info.si_pid == ::getpid();
+        if (signal > 0 && !own) {
+            take(signal);
+        }
+    }
+}
+
+void Termination::take(int signal)
+{
+    if (signal == SIGUSR1) {
+        if (handlers_ && handlers_->report) {
+            handlers_->report();
+        }
+        return;
+    }
+    if (!handlers_) {
+        abandon(::strsignal(signal), deadline_ ? kExitAbandoned : kExitOk);
+    }
+    if (std::exchange(signalled_, true)) {
+        abandon("told to end twice", kExitAbandoned);
+    }
+    if (!deadline_) {
+        deadline_ = guest::Reactor::now() + kEndLimit;
+    }
+    handlers_->stop(signal);
+}
+
+void Termination::abandon(const char *why, int status)
+{
+    limit_last_words();
+    if (status == kExitOk) {
+        spdlog::info("{}: ended during set-up", why);
+    } else {
+        const auto unfinished = handlers_ && handlers_->unfinished ? handlers_->unfinished() : std::string{};
+        spdlog::error("{}: abandoned {}; data that was written last may be lost", why,
+                      unfinished.empty() ? "the device as it is" : unfinished);
+    }
+    ::_exit(status);
 }
 
 }  // namespace vvfu::cli

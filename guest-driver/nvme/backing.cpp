@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "backing.hpp"
 
+#include <sys/stat.h>
+
+#include <cerrno>
 #include <string_view>
 
 #include "file_backing.hpp"
@@ -37,6 +40,13 @@ guest::Result<std::unique_ptr<Backing>> open_memory(const std::string &name)
 }
 
 }  // namespace
+
+bool backing_exists(const std::string &name)
+{
+    struct stat status {};
+    return name.starts_with(kMemoryPrefix) || ::stat(name.c_str(), &status) == 0 ||
+           (errno != ENOENT && errno != ENOTDIR);
+}
 
 guest::Result<std::unique_ptr<Backing>> open_backing(const std::string &name, bool read_only, guest::Workers &workers)
 {

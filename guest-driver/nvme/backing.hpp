@@ -35,6 +35,9 @@ public:
     /// Discarded bytes read as zeroes.
     [[nodiscard]] virtual bool discard_zeroes() const noexcept = 0;
 
+    /// Operations that are not done, in words: "16 requests to backing \"disk.img\""; empty: none. Any thread.
+    [[nodiscard]] virtual std::string unfinished() const { return {}; }
+
     virtual void read(std::uint64_t offset, std::span<const iovec> iov, Done done) = 0;
     /// `durable`: not done before the data would survive a power loss.
     virtual void write(std::uint64_t offset, std::span<const iovec> iov, bool durable, Done done) = 0;
@@ -44,6 +47,9 @@ public:
     /// A hint: success also when the backing cannot do it.
     virtual void discard(std::vector<ByteRange> ranges, Done done) = 0;
 };
+
+/// `name` is "mem:SIZE", or there is something at that path.
+[[nodiscard]] bool backing_exists(const std::string &name);
 
 /// Opens "mem:SIZE", a file or a block device. `workers` outlives the backing.
 [[nodiscard]] guest::Result<std::unique_ptr<Backing>> open_backing(const std::string &name, bool read_only,

@@ -60,6 +60,17 @@ Controller::Controller(Config config, guest::DeviceServices services)
 {
 }
 
+/// Any thread: the namespaces stay as they are.
+std::string Controller::unfinished() const
+{
+    std::string text;
+    for (const auto &ns : namespaces_) {
+        const auto requests = ns.backing->unfinished();
+        text += (text.empty() || requests.empty() ? "" : ", ") + requests;
+    }
+    return text;
+}
+
 // ---- registers ----
 
 void Controller::bar_read(unsigned bar, std::uint64_t offset, std::span<std::byte> out)

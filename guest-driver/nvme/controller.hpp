@@ -28,6 +28,8 @@ public:
 
     Controller(Config config, guest::DeviceServices services);
 
+    [[nodiscard]] std::string unfinished() const override;
+
 protected:
     void bar_read(unsigned bar, std::uint64_t offset, std::span<std::byte> out) override;
     void bar_write(unsigned bar, std::uint64_t offset, std::span<const std::byte> data) override;

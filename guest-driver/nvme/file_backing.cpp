@@ -174,6 +174,7 @@ guest::Result<std::unique_ptr<Backing>> FileBacking::open(const std::string &pat
         return guest::failure(open_error(path, read_only, errno));
     }
     file->block_device = S_ISBLK(status.st_mode);
+    file->path = path;
     if (const auto locked = lock(*file, path, read_only); !locked) {
         return make_unexpected(locked.error());
     }
@@ -189,12 +190,24 @@ bool FileBacking::discard_zeroes() const noexcept
     return !file_->block_device;  // BLKDISCARD promises nothing about what is read afterwards
 }
 
+std::string FileBacking::unfinished() const
+{
+    const auto count = file_->unfinished.load(std::memory_order_relaxed);
+    return count == 0
+               ? std::string{}
+               : std::to_string(count) + (count == 1 ? " request" : " requests") + " to backing \"" + file_->path + '"';
+}
+
 template <typename Work>
 void FileBacking::submit(Work work, Done done)
 {
     const auto error = std::make_shared<int>(0);
+    file_->unfinished.fetch_add(1, std::memory_order_relaxed);
     workers_.submit([file = file_, work = std::move(work), error]() mutable { *error = work(*file); },
-                    [error, done = std::move(done)] { done(*error); });
+                    [file = file_, error, done = std::move(done)] {
+                        file->unfinished.fetch_sub(1, std::memory_order_relaxed);
+                        done(*error);
+                    });
 }
 
 void FileBacking::read(std::uint64_t offset, std::span<const iovec> iov, Done done)

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #pragma once
 
+#include <atomic>
+#include <string>
+
 #include "backing.hpp"
 #include "vvfu/base/fd.hpp"
 
@@ -18,6 +21,7 @@ public:
     [[nodiscard]] std::uint64_t size() const noexcept override { return size_; }
     [[nodiscard]] bool volatile_cache() const noexcept override { return true; }
     [[nodiscard]] bool discard_zeroes() const noexcept override;
+    [[nodiscard]] std::string unfinished() const override;
     void read(std::uint64_t offset, std::span<const iovec> iov, Done done) override;
     void write(std::uint64_t offset, std::span<const iovec> iov, bool durable, Done done) override;
     void flush(Done done) override;
@@ -28,6 +32,8 @@ public:
     struct File {
         Fd fd;
         bool block_device = false;
+        std::string path;
+        std::atomic<unsigned> unfinished{0};  ///< operations whose `done` has not been called
     };
 
 private:

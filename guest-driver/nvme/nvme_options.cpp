@@ -92,6 +92,13 @@ std::string make_serial(const std::vector<std::string> &backings)
 
 }  // namespace
 
+std::string missing_backing(const NvmeOptions &options)
+{
+    const auto &backings = options.backings;
+    const auto missing = std::find_if_not(backings.begin(), backings.end(), backing_exists);
+    return missing == backings.end() ? std::string{} : *missing;
+}
+
 guest::Result<std::unique_ptr<guest::DeviceModel>> make_nvme(const NvmeOptions &options, guest::DeviceServices services)
 {
     if (const auto checked = check(options); !checked) {

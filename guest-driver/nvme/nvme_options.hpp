@@ -26,6 +26,9 @@ struct NvmeOptions {
 inline constexpr std::size_t kMaxNamespaces = 64;
 inline constexpr std::uint16_t kMaxQueuePairs = 32;
 
+/// The first backing that does not exist; empty: all do.
+[[nodiscard]] std::string missing_backing(const NvmeOptions &options);
+
 /// Opens the backings and builds the controller. Errors are one line for a person.
 [[nodiscard]] guest::Result<std::unique_ptr<guest::DeviceModel>> make_nvme(const NvmeOptions &options,
                                                                            guest::DeviceServices services);

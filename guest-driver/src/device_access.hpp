@@ -27,6 +27,10 @@ public:
     [[nodiscard]] virtual unsigned msix_vectors() const = 0;
     /// Enables MSI-X with vector i on `eventfds[i]` (borrowed; they outlive the device). Once.
     virtual Result<void> enable_msix(std::span<const int> eventfds) = 0;
+    /// Eventfds, owned by the device: the function is to be released (Transport::removal_event()), or has reported an
+    /// uncorrectable error; -1: it cannot tell.
+    [[nodiscard]] virtual int removal_event() const noexcept { return -1; }
+    [[nodiscard]] virtual int error_event() const noexcept { return -1; }
     /// Zeroed memory that the function may read and write by DMA, until destruction.
     virtual Result<SharedBuffer> allocate(std::size_t bytes) = 0;
 };

@@ -2,6 +2,7 @@
 #include "vvfu/guest/thread_pool.hpp"
 
 #include <algorithm>
+#include <exception>
 #include <system_error>
 #include <utility>
 
@@ -14,19 +15,29 @@ ThreadPool::ThreadPool(Executor &executor, unsigned max_threads)
 
 ThreadPool::~ThreadPool()
 {
+    stop();
+}
+
+void ThreadPool::stop()
+{
     {
         const std::lock_guard lock{mutex_};
         stopping_ = true;
     }
     wakeup_.notify_all();
     for (auto &thread : threads_) {
-        thread.join();
+        if (thread.joinable()) {
+            thread.join();
+        }
     }
 }
 
 void ThreadPool::submit(std::function<void()> work, std::function<void()> done)
 {
     const std::lock_guard lock{mutex_};
+    if (stopping_) {
+        return;
+    }
     jobs_.push_back({std::move(work), std::move(done)});
     if (jobs_.size() > idle_ && threads_.size() < max_threads_) {
         try {
@@ -64,7 +75,11 @@ void ThreadPool::thread_main()
         auto job = std::move(jobs_.front());
         jobs_.pop_front();
         lock.unlock();
-        job.work();
+        try {
+            job.work();
+        } catch (...) {
+            job.done = [error = std::current_exception()] { std::rethrow_exception(error); };
+        }
         job.work = nullptr;  // what it captured is gone before `done` runs
         executor_.post(std::move(job.done));
         lock.lock();

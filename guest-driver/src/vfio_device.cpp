@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <linux/pci_regs.h>
 #include <linux/vfio.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -256,6 +257,19 @@ std::string explain_map_error(const std::string &name, std::size_t size, std::ui
     return fmt::format("{}: cannot map {} bytes for DMA: {}", name, size, std::strerror(error));
 }
 
+std::vector<std::byte> eventfd_request(unsigned index, std::span<const int> eventfds)
+{
+    std::vector<std::byte> request(sizeof(vfio_irq_set) + eventfds.size_bytes());
+    const vfio_irq_set header{.argsz = static_cast<std::uint32_t>(request.size()),
+                              .flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+                              .index = index,
+                              .start = 0,
+                              .count = static_cast<std::uint32_t>(eventfds.size())};
+    std::memcpy(request.data(), &header, sizeof header);
+    std::memcpy(request.data() + sizeof header, eventfds.data(), eventfds.size_bytes());
+    return request;
+}
+
 VfioDevice::VfioDevice(std::string name, Fd container, Fd group, Fd device)
     : name_(std::move(name)), container_(std::move(container)), group_(std::move(group)), device_(std::move(device))
 {
@@ -300,6 +314,8 @@ Result<void> VfioDevice::prepare()
     auto info = decode_iommu_info(reply);
     page_size_ = std::max<std::uint64_t>(info.page_size, static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)));
     iova_.emplace(std::move(info.ranges), page_size_);
+    removal_event_ = enable_event(VFIO_PCI_REQ_IRQ_INDEX);
+    error_event_ = enable_event(VFIO_PCI_ERR_IRQ_INDEX);
     return set_command_bits(PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 }
 
@@ -321,6 +337,19 @@ VfioDevice::~VfioDevice()
     for (const auto &mapping : mappings_) {
         ::munmap(mapping.address, mapping.size);
     }
+}
+
+/// Without the first of them the kernel's removal of the function waits for us for ever. Kernels and functions that
+/// lack one of them exist; none: no event.
+Fd VfioDevice::enable_event(unsigned index) const
+{
+    vfio_irq_info info{.argsz = sizeof info, .flags = 0, .index = index, .count = 0};
+    Fd event{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    if (!event || ::ioctl(device_.get(), VFIO_DEVICE_GET_IRQ_INFO, &info) < 0 || info.count == 0) {
+        return {};
+    }
+    const auto request = eventfd_request(index, {{event.get()}});
+    return ::ioctl(device_.get(), VFIO_DEVICE_SET_IRQS, request.data()) < 0 ? Fd{} : std::move(event);
 }
 
 VfioRegion VfioDevice::region(unsigned index) const
@@ -390,14 +419,7 @@ unsigned VfioDevice::msix_vectors() const
 Result<void> VfioDevice::enable_msix(std::span<const int> eventfds)
 {
     // All at once: adding a vector later means disabling the others for a moment.
-    std::vector<std::byte> request(sizeof(vfio_irq_set) + eventfds.size_bytes());
-    const vfio_irq_set header{.argsz = static_cast<std::uint32_t>(request.size()),
-                              .flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
-                              .index = VFIO_PCI_MSIX_IRQ_INDEX,
-                              .start = 0,
-                              .count = static_cast<std::uint32_t>(eventfds.size())};
-    std::memcpy(request.data(), &header, sizeof header);
-    std::memcpy(request.data() + sizeof header, eventfds.data(), eventfds.size_bytes());
+    const auto request = eventfd_request(VFIO_PCI_MSIX_IRQ_INDEX, eventfds);
     if (::ioctl(device_.get(), VFIO_DEVICE_SET_IRQS, request.data()) < 0) {
         return failure(fmt::format("{}: cannot enable {} MSI-X vectors: {}", name_, eventfds.size(), error_text()));
     }

@@ -41,6 +41,9 @@ struct VfioIommuInfo {
 };
 [[nodiscard]] VfioIommuInfo decode_iommu_info(std::span<const std::byte> reply);
 
+/// The argument of VFIO_DEVICE_SET_IRQS that makes `eventfds` the targets of an index's interrupts, from the first on.
+[[nodiscard]] std::vector<std::byte> eventfd_request(unsigned index, std::span<const int> eventfds);
+
 /// Whether a function could be opened, and if not, why: one line that names the remedy.
 [[nodiscard]] Result<unsigned> check_vfio_binding(const PciSysfs &sysfs, const PciAddress &address);
 
@@ -64,6 +67,8 @@ public:
     Result<std::span<std::byte>> map_bar(unsigned bar, std::uint64_t offset, std::uint64_t size) override;
     [[nodiscard]] unsigned msix_vectors() const override;
     Result<void> enable_msix(std::span<const int> eventfds) override;
+    [[nodiscard]] int removal_event() const noexcept override { return removal_event_.get(); }
+    [[nodiscard]] int error_event() const noexcept override { return error_event_.get(); }
     Result<SharedBuffer> allocate(std::size_t bytes) override;
 
 private:
@@ -78,10 +83,12 @@ private:
     VfioDevice(std::string name, Fd container, Fd group, Fd device);
     Result<void> prepare();
     Result<void> set_command_bits(std::uint16_t bits) const;
+    Fd enable_event(unsigned index) const;
     [[nodiscard]] VfioRegion region(unsigned index) const;
 
     std::string name_;
     Fd container_, group_, device_;
+    Fd removal_event_, error_event_;
     std::vector<Mapping> mappings_;
     std::vector<DmaMemory> dma_;
     std::optional<IovaAllocator> iova_;

@@ -258,4 +258,14 @@ int VirtioPciTransport::config_event() const
     return events_[kConfigVector].get();
 }
 
+int VirtioPciTransport::removal_event() const
+{
+    return device_->removal_event();
+}
+
+int VirtioPciTransport::error_event() const
+{
+    return device_->error_event();
+}
+
 }  // namespace vvfu::guest

@@ -38,6 +38,8 @@ public:
     void notify(unsigned queue) override;
     [[nodiscard]] int queue_event(unsigned queue) const override;
     [[nodiscard]] int config_event() const override;
+    [[nodiscard]] int removal_event() const override;
+    [[nodiscard]] int error_event() const override;
     [[nodiscard]] bool needs_reset() override { return common_.needs_reset(); }
     [[nodiscard]] std::span<std::byte> window() override { return window_; }
     [[nodiscard]] std::span<std::byte> region_memory() override { return region_memory_; }

@@ -68,7 +68,7 @@ public:
     /// be lost, and the model has logged why. May run inside the call; nothing else is asked of the model before.
     virtual void make_durable(std::function<void(bool durable)> done) { done(true); }
     /// Work for storage that has not ended, in words for a line that a person reads: "16 requests to backing
-    /// \"disk.img\""; empty: none.
+    /// \"disk.img\""; empty: none. Any thread, while the model lives.
     [[nodiscard]] virtual std::string unfinished() const { return {}; }
 };
 

@@ -19,12 +19,16 @@ public:
 
     /// `executor` (borrowed) runs what submit() calls `done`, and outlives the pool. `max_threads` is at least 1.
     explicit ThreadPool(Executor &executor, unsigned max_threads = kDefaultThreads);
-    /// Waits for work that has begun. Work that has not is dropped together with its `done`.
-    ~ThreadPool() override;
+    ~ThreadPool() override;  ///< as stop()
     ThreadPool(const ThreadPool &) = delete;
     ThreadPool &operator=(const ThreadPool &) = delete;
 
+    /// An exception that leaves `work` is thrown on the executor's thread, instead of calling `done`.
     void submit(std::function<void()> work, std::function<void()> done) override;
+
+    /// Waits for work that has begun. Work that has not is dropped together with its `done`, as is what is submitted
+    /// later. Executor's thread only.
+    void stop();
 
     /// Threads started so far.
     [[nodiscard]] unsigned threads() const;

@@ -57,6 +57,11 @@ public:
     /// DEVICE_NEEDS_RESET is set.
     [[nodiscard]] virtual bool needs_reset() = 0;
 
+    /// Eventfd that becomes readable when the function is to be released, because it is being unplugged; -1: never.
+    [[nodiscard]] virtual int removal_event() const { return -1; }
+    /// Eventfd that becomes readable when the function has reported an uncorrectable error; -1: never.
+    [[nodiscard]] virtual int error_event() const { return -1; }
+
     /// shmid 0 and shmid 1, mapped read-write. Holes of the window must not be relied upon.
     [[nodiscard]] virtual std::span<std::byte> window() = 0;
     [[nodiscard]] virtual std::span<std::byte> region_memory() = 0;
