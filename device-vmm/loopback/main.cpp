@@ -150,11 +150,13 @@ int run(const Options &options, const cli::DeviceModels &models)
     if (!model) {
         return cli::report_failure(model.error().message);
     }
+    // The socket is made by the user that it is for, in a directory that is that user's.
+    if (auto confined = cli::enter_sandbox(options.sandbox, cli::Needs::local_sockets); !confined) {
+        return cli::report_failure(confined.error().message);
+    }
     const auto where = options.socket_path.empty() ? "fd " + std::to_string(options.fd) : options.socket_path;
     cli::Application application{{termination, **reactor, workers, transport, session, **model, models.name(),
-                                  "serving on " + where,
-                                  [&] { return cli::enter_sandbox(options.sandbox, cli::Needs::local_sockets); },
-                                  [&] { return core_counters((*port)->state()); }}};
+                                  "serving on " + where, [&] { return core_counters((*port)->state()); }}};
     return application.run();
 }
 

@@ -86,7 +86,7 @@ guest::Result<void> Application::start()
                              }
                          }),
                          give_up);
-    return parts_.confine ? parts_.confine() : guest::Result<void>{};
+    return {};
 }
 
 void Application::unplug_requested()

@@ -30,7 +30,6 @@ public:
         guest::DeviceModel &model;
         std::string model_name;
         std::string ready;                               ///< logged when the device is registered
-        std::function<guest::Result<void>()> confine;    ///< after set-up, before the first request; may be empty
         std::function<guest::Counters()> core_counters;  ///< may be empty
     };
 

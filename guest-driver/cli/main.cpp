@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <functional>
@@ -58,7 +59,7 @@ guest::Result<std::unique_ptr<guest::Transport>> open_transport(const Arguments 
 /// One life of the function: until the program is to end, or the function is taken away. Everything that belongs to it
 /// is released at the return. Returns the exit status.
 int serve_once(const Arguments &arguments, const cli::DeviceModels &models, cli::Termination &termination,
-               std::unique_ptr<guest::Transport> transport, const std::function<guest::Result<void>()> &confine)
+               std::unique_ptr<guest::Transport> transport)
 {
     auto reactor = guest::Reactor::create();
     if (!reactor) {
@@ -73,6 +74,11 @@ int serve_once(const Arguments &arguments, const cli::DeviceModels &models, cli:
     if (!model) {
         return cli::report_failure(model.error().message);
     }
+    if (!arguments.wait) {
+        if (auto confined = cli::enter_sandbox(arguments.sandbox, cli::Needs::nothing); !confined) {
+            return cli::report_failure(confined.error().message);
+        }
+    }
     cli::Application application{{termination,
                                   **reactor,
                                   workers,
@@ -81,7 +87,6 @@ int serve_once(const Arguments &arguments, const cli::DeviceModels &models, cli:
                                   **model,
                                   models.name(),
                                   fmt::format("{} on {} is ready for a peer", models.name(), transport->name()),
-                                  confine,
                                   {}}};
     return application.run();
 }
@@ -91,7 +96,7 @@ guest::Result<std::unique_ptr<guest::Transport>> wait_for_function(const Argumen
                                                                    const cli::DeviceModels &models,
                                                                    cli::Termination &termination)
 {
-    constexpr std::chrono::milliseconds kLookInterval{200};
+    constexpr std::chrono::milliseconds kLookInterval{500};
     auto reactor = guest::Reactor::create();
     if (!reactor) {
         return make_unexpected(reactor.error());
@@ -115,8 +120,10 @@ guest::Result<std::unique_ptr<guest::Transport>> wait_for_function(const Argumen
         }
         (*reactor)->after(kLookInterval, look);
     };
+    std::atomic<bool> told{false};
     termination.attach({[&](int signal) {
                             spdlog::info("{}: stopping", ::strsignal(signal));
+                            told = true;
                             (*reactor)->stop();
                         },
                         {},
@@ -124,22 +131,21 @@ guest::Result<std::unique_ptr<guest::Transport>> wait_for_function(const Argumen
     (*reactor)->post(look);
     (*reactor)->run();
     termination.detach();
-    return transport;
+    return told ? nullptr : std::move(transport);
 }
 
 int serve(const Arguments &arguments, const cli::DeviceModels &models)
 {
     cli::Termination termination{[&] { cli::limit_capabilities(arguments.sandbox, false); }};
+    cli::raise_locked_memory_limit();  // DMA memory is allocated without privilege
     if (!arguments.wait) {
         auto transport = open_transport(arguments);
         if (!transport) {
             return cli::report_failure(transport.error().message);
         }
-        return serve_once(arguments, models, termination, std::move(*transport),
-                          [&] { return cli::enter_sandbox(arguments.sandbox, cli::Needs::nothing); });
+        return serve_once(arguments, models, termination, std::move(*transport));
     }
     // What is opened later is opened with the same rights as what is opened now.
-    cli::raise_locked_memory_limit();
     if (auto confined = cli::enter_sandbox(arguments.sandbox, cli::Needs::functions); !confined) {
         return cli::report_failure(confined.error().message);
     }
@@ -151,7 +157,7 @@ int serve(const Arguments &arguments, const cli::DeviceModels &models)
         if (!*transport) {
             return cli::kExitOk;
         }
-        const int status = serve_once(arguments, models, termination, std::move(*transport), {});
+        const int status = serve_once(arguments, models, termination, std::move(*transport));
         if (status != cli::kExitGone) {
             return status;
         }

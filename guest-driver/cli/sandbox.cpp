@@ -217,28 +217,11 @@ constexpr int kLocalSockets[] = {SYS_bind, SYS_listen, SYS_connect, SYS_setsocko
 constexpr int kFunctions[] = {SYS_readlink, SYS_getdents64, SYS_access, SYS_faccessat, SYS_faccessat2,
                               SYS_stat,     SYS_lstat,      SYS_statfs, SYS_getcwd};
 
-constexpr int kSanitizers[] = {SYS_open,
-                               SYS_openat,
-                               SYS_readlink,
-                               SYS_getdents64,
-                               SYS_stat,
-                               SYS_lstat,
-                               SYS_access,
-                               SYS_mmap,
-                               SYS_mprotect,
-                               SYS_clone,
-                               SYS_prctl,
-                               SYS_ptrace,
-                               SYS_wait4,
-                               SYS_kill,
-                               SYS_tgkill,
-                               SYS_pipe2,
-                               SYS_process_vm_readv,
-                               SYS_personality,
-                               SYS_prlimit64,
-                               SYS_getrlimit,
-                               SYS_arch_prctl,
-                               SYS_ioctl};
+constexpr int kSanitizers[] = {
+    SYS_getdents,    SYS_open,      SYS_openat,    SYS_readlink,   SYS_getdents64, SYS_stat,
+    SYS_lstat,       SYS_access,    SYS_mmap,      SYS_mprotect,   SYS_clone,      SYS_prctl,
+    SYS_ptrace,      SYS_wait4,     SYS_kill,      SYS_tgkill,     SYS_pipe2,      SYS_process_vm_readv,
+    SYS_personality, SYS_prlimit64, SYS_getrlimit, SYS_arch_prctl, SYS_ioctl};
 
 /// Calls that no path of the programs leads to.
 constexpr int kNever[] = {SYS_execve,

@@ -95,7 +95,7 @@ void Termination::begin()
     wake();
 }
 
-/// The thread looks at the state again. A SIGUSR1 from outside that comes together with this one is as good.
+/// The thread looks at the state again.
 void Termination::wake()
 {
     ::pthread_kill(thread_.native_handle(), SIGUSR1);
@@ -131,7 +131,7 @@ void Termination::thread_main(const std::function<void()> &prepare)
         if (deadline_ && guest::Reactor::now() >= *deadline_) {
             abandon("did not end in time", kExitAbandoned);
         }
-        const bool own = signal == SIGUSR1 && info.si_code == SI_TKILL && info.si_pid == ::getpid();
+        const bool own = signal == SIGUSR1 && info.si_pid == ::getpid();  // from wake()
         if (signal > 0 && !own) {
             take(signal);
         }

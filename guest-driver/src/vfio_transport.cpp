@@ -13,6 +13,9 @@
 namespace vvfu::guest {
 namespace {
 
+/// What sysfs shows of configuration space to a process without CAP_SYS_ADMIN. The capabilities come behind it.
+constexpr std::size_t kConfigHeader = 64;
+
 std::string describe_ids(const PciSysfs &sysfs, const PciAddress &address)
 {
     return fmt::format("{:04x}:{:04x}", sysfs.vendor_id(address), sysfs.device_id(address));
@@ -38,7 +41,11 @@ Result<void> check_identity(const PciSysfs &sysfs, const PciAddress &address)
                         "above",
                         name, describe_ids(sysfs, address), kPciVendorVirtio, kPciDeviceVirtioBase));
     }
-    const auto caps = find_virtio_capabilities(sysfs.config(address));
+    const auto config = sysfs.config(address);
+    if (config.size() <= kConfigHeader) {
+        return {};  // VFIO shows more, and VirtioPciTransport looks at it
+    }
+    const auto caps = find_virtio_capabilities(config);
     if (!caps.is_vfio_user()) {
         return failure(
             fmt::format("{}: is not a virtio-vfio-user function: the virtio function {} has no {} capability", name,
@@ -50,7 +57,10 @@ Result<void> check_identity(const PciSysfs &sysfs, const PciAddress &address)
 std::vector<PciAddress> find_candidates(const PciSysfs &sysfs)
 {
     auto found = sysfs.functions();
-    std::erase_if(found, [&](const PciAddress &address) { return !check_identity(sysfs, address); });
+    std::erase_if(found, [&](const PciAddress &address) {
+        const bool unknown = sysfs.config(address).size() <= kConfigHeader;
+        return !check_identity(sysfs, address) || (unknown && sysfs.driver(address) != "vfio-pci");
+    });
     return found;
 }
 

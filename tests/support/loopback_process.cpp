@@ -27,7 +27,8 @@ Fd stream_socket()
 
 }  // namespace
 
-LoopbackProcess::LoopbackProcess(const std::string &program, const std::vector<std::string> &arguments)
+LoopbackProcess::LoopbackProcess(const std::string &program, const std::vector<std::string> &arguments,
+                                 std::vector<int> inherit, const std::vector<std::string> &environment)
     : socket_path_(directory_.path("vfu.sock"))
 {
     const auto listener = stream_socket();
@@ -38,7 +39,8 @@ LoopbackProcess::LoopbackProcess(const std::string &program, const std::vector<s
     }
     std::vector<std::string> argv{program, "--fd=" + std::to_string(listener.get())};
     argv.insert(argv.end(), arguments.begin(), arguments.end());
-    process_ = std::make_unique<Process>(argv, std::vector<int>{listener.get()});
+    inherit.push_back(listener.get());
+    process_ = std::make_unique<Process>(argv, inherit, environment);
 }
 
 Fd LoopbackProcess::connect_socket() const

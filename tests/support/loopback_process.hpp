@@ -15,7 +15,9 @@ namespace vvfu::test {
 class LoopbackProcess {
 public:
     /// `program` is its path; `arguments` follow the --fd option: further options, the model and its options.
-    LoopbackProcess(const std::string &program, const std::vector<std::string> &arguments);
+    /// `inherit` and `environment` as for Process.
+    LoopbackProcess(const std::string &program, const std::vector<std::string> &arguments,
+                    std::vector<int> inherit = {}, const std::vector<std::string> &environment = {});
 
     [[nodiscard]] Fd connect_socket() const;
     [[nodiscard]] VfioUserClient connect() const { return VfioUserClient(connect_socket()); }

@@ -41,7 +41,8 @@ std::string read_file(const std::string &path)
 }
 
 /// In the child: async-signal-safe calls only.
-[[noreturn]] void run_child(char *const *argv, int out, int err, const std::vector<int> &inherit)
+[[noreturn]] void run_child(char *const *argv, char *const *environment, int out, int err,
+                            const std::vector<int> &inherit, const std::vector<int> &closed)
 {
     // Under nohup, or behind a shell's "&", they are ignored.
     ::signal(SIGHUP, SIG_DFL);
@@ -51,26 +52,39 @@ std::string read_file(const std::string &path)
     for (const int fd : inherit) {
         ::fcntl(fd, F_SETFD, 0);
     }
-    ::execv(argv[0], argv);
+    for (const int fd : closed) {
+        ::close(fd);
+    }
+    ::execve(argv[0], argv, environment);
     ::_exit(127);
 }
 
 }  // namespace
 
-Process::Process(const std::vector<std::string> &argv, const std::vector<int> &inherit)
+Process::Process(const std::vector<std::string> &argv, const std::vector<int> &inherit,
+                 const std::vector<std::string> &environment, const std::vector<int> &closed)
     : output_(capture_file("stdout")), errors_(capture_file("stderr"))
 {
-    std::vector<char *> args;
-    for (const auto &arg : argv) {
-        args.push_back(const_cast<char *>(arg.c_str()));
-    }
+    const auto pointers = [](const std::vector<std::string> &texts) {
+        std::vector<char *> result;
+        for (const auto &text : texts) {
+            result.push_back(const_cast<char *>(text.c_str()));
+        }
+        return result;
+    };
+    auto args = pointers(argv);
     args.push_back(nullptr);
+    auto variables = pointers(environment);  // the first of two values counts
+    for (char **variable = environ; *variable != nullptr; ++variable) {
+        variables.push_back(*variable);
+    }
+    variables.push_back(nullptr);
     pid_ = ::fork();
     if (pid_ < 0) {
         throw_errno("fork");
     }
     if (pid_ == 0) {
-        run_child(args.data(), output_.get(), errors_.get(), inherit);
+        run_child(args.data(), variables.data(), output_.get(), errors_.get(), inherit, closed);
     }
     pidfd_.reset(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
     if (!pidfd_) {
@@ -130,6 +144,22 @@ std::string Process::proc(const char *name) const
 std::size_t Process::open_fds() const
 {
     return count_open_fds(std::to_string(pid_));
+}
+
+std::vector<std::string> Process::thread_status(const std::string &key) const
+{
+    std::vector<std::string> found;
+    std::error_code error;
+    for (const auto &task : std::filesystem::directory_iterator(proc("task"), error)) {
+        std::ifstream status(task.path().string() + "/status");
+        for (std::string line; std::getline(status, line);) {
+            if (line.starts_with(key)) {
+                const auto value = line.find_first_not_of(" \t", key.size());
+                found.push_back(value == std::string::npos ? std::string{} : line.substr(value));
+            }
+        }
+    }
+    return found;
 }
 
 std::size_t Process::mappings(const std::string &name) const

@@ -19,7 +19,9 @@ class Process {
 public:
     /// Runs argv[0] (a path). `inherit` are fds that the child gets under the same numbers. Standard output and error
     /// are captured. Throws std::system_error.
-    explicit Process(const std::vector<std::string> &argv, const std::vector<int> &inherit = {});
+    /// `environment`: "NAME=VALUE" beyond this process's own. `closed`: standard fds that the child does not get.
+    explicit Process(const std::vector<std::string> &argv, const std::vector<int> &inherit = {},
+                     const std::vector<std::string> &environment = {}, const std::vector<int> &closed = {});
     Process(const Process &) = delete;
     Process &operator=(const Process &) = delete;
     ~Process();  ///< SIGKILL, if it still runs
@@ -35,6 +37,8 @@ public:
     [[nodiscard]] std::string errors() const { return contents(errors_.get()); }
 
     [[nodiscard]] std::size_t open_fds() const;
+    /// The words behind `key` ("Seccomp:") in the status of every thread; of threads that ended meanwhile, none.
+    [[nodiscard]] std::vector<std::string> thread_status(const std::string &key) const;
     /// Lines of /proc/PID/maps that contain `name`.
     [[nodiscard]] std::size_t mappings(const std::string &name = "") const;
     [[nodiscard]] std::uint64_t rss_bytes() const;  ///< VmRSS

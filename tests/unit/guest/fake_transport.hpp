@@ -22,7 +22,7 @@
 
 namespace vvfu::guest {
 
-class FakeTransport final : public Transport {
+class FakeTransport : public Transport {
 public:
     static constexpr std::size_t kArena = 32u * 1024 * 1024;
     static constexpr std::uint64_t kBase = 0x4000'0000;

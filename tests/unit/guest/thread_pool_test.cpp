@@ -6,6 +6,7 @@
 #include <atomic>
 #include <latch>
 #include <memory>
+#include <stdexcept>
 #include <thread>
 
 #include "vvfu/guest/reactor.hpp"
@@ -103,6 +104,24 @@ TEST_F(ThreadPoolTest, DestructionWaitsForRunningWorkAndDropsTheRest)
     }
     EXPECT_GE(ran, 1);
     EXPECT_EQ(token.use_count(), 1) << "dropped work releases what it captured";
+}
+
+TEST_F(ThreadPoolTest, ExceptionOfWorkIsThrownOnTheExecutor)
+{
+    ThreadPool pool{*reactor};
+    bool done = false;
+    pool.submit([] { throw std::runtime_error("disk full"); }, [&] { done = true; });
+    EXPECT_THROW(reactor->run(), std::runtime_error);
+    EXPECT_FALSE(done);
+}
+
+TEST_F(ThreadPoolTest, TakesNoWorkAfterItWasStopped)
+{
+    ThreadPool pool{*reactor};
+    pool.stop();
+    pool.submit([] { ADD_FAILURE(); }, [] { ADD_FAILURE(); });
+    EXPECT_EQ(pool.threads(), 0u);
+    pool.stop();
 }
 
 }  // namespace

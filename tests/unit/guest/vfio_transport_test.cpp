@@ -86,6 +86,19 @@ TEST_F(VfioTransportTest, ListShowsFunctionsWithTheCapabilitiesWhateverTheirId)
     EXPECT_THAT(list_functions("/nonexistent"), IsEmpty());
 }
 
+TEST_F(VfioTransportTest, WithoutPrivilegeTheCapabilitiesAreLeftToVfio)
+{
+    auto header = test::config_with(test::vfio_user_caps());
+    header.resize(64);
+    fake.add({"0000:00:06.0", 0x1af4, 0x107f, "vfio-pci", {}, header});
+    fake.add({"0000:00:07.0", 0x1af4, 0x1041, "virtio-pci", 7, header});
+    EXPECT_THAT(refusal("00:06.0"), HasSubstr("is in no IOMMU group")) << "it went on to VFIO";
+    EXPECT_THAT(refusal("00:07.0"), HasSubstr("is bound to virtio-pci"));
+    const auto functions = list_functions(fake.root());
+    ASSERT_EQ(functions.size(), 3u) << "those of SetUp(), and what VFIO can look at";
+    EXPECT_EQ(functions[2].address, "0000:00:06.0");
+}
+
 TEST_F(VfioTransportTest, UnknownUuidSaysWhatCouldNotBeLookedAt)
 {
     const auto result = open_vfio_transport(Uuid{1}, fake.root());
