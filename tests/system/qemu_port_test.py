@@ -290,6 +290,7 @@ def test_hot_plug_and_unplug(tmp_path, path):
         # Nobody runs the guest's side of the hot-unplug; a reset of the machine completes it.
         machine.qmp.execute("system_reset")
         eventually(lambda: "vvfu" not in machine.monitor("info qtree"), "the function is gone")
+        eventually(lambda: machine.qmp.deleted("vvfu"), "nothing refers to the function any more, as libvirt waits for")
         machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp", socket=str(path))
         assert machine.property("session-state") == "no driver"
 
@@ -390,6 +391,7 @@ def test_unplug_ends_the_session(tmp_path, path):
         eventually(lambda: "vvfu" not in machine.monitor("info qtree"), "the function is gone")
         assert not path.exists()
         eventually(lambda: "memfd:memory" not in open(f"/proc/{machine.process.pid}/maps").read(), "no mapping is left")
+        eventually(lambda: machine.qmp.deleted("vvfu"), "nothing refers to the function any more")
 
 
 def find_express_capability(port):

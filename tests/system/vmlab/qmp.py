@@ -59,6 +59,15 @@ class Qmp:
             elif "return" in message:
                 return message["return"]
 
+    def deleted(self, device):
+        """A DEVICE_DELETED event has come for it since the last time this was true."""
+        self.execute("query-status")  # events come before its answer
+        for event in self.events:
+            if event["event"] == "DEVICE_DELETED" and event["data"].get("device") == device:
+                self.events.remove(event)
+                return True
+        return False
+
     def get(self, path, name):
         """A QOM property."""
         return self.execute("qom-get", path=path, property=name)

@@ -114,16 +114,21 @@ class DeviceVm(Vm):
     """The VM that implements the device: our QEMU, a vIOMMU with interrupt remapping, vvfu-guest.
 
     backing: an image that the guest sees as /dev/vda. properties: more for -device virtio-vfio-user-pci.
-    iommu=False: a machine without a vIOMMU, for the set-up error it must give.
+    iommu=False: a machine without a vIOMMU, for the set-up error it must give. hot_plug: an empty slot that plug() puts
+    the function into, in place of the function that is there from the start.
     """
 
-    def __init__(self, lab, name, backing, memory=384, properties=None, iommu=True, function=True, smp=1):
+    HOT_PLUGGED = "0000:01:00.0"
+
+    def __init__(self, lab, name, backing, memory=384, properties=None, iommu=True, function=True, smp=1, hot_plug=False):
         machine, accelerator = _machine(lab.accelerator, iommu)
         self.socket = lab.socket
         arguments = ["-machine", machine, *accelerator, "-m", memory, "-smp", smp]
         if iommu:
             arguments += ["-device", "intel-iommu,intremap=on"]
-        if function:
+        if hot_plug:
+            arguments += ["-device", "pcie-root-port,id=rootport,chassis=1,addr=6,pref64-reserve=256M"]
+        elif function:
             values = {"socket": self.socket, "addr": "4", "id": "vvfu", **(properties or {})}
             options = ",".join(f"{key}={value}" for key, value in values.items())
             arguments += ["-device", f"virtio-vfio-user-pci,{options}"]
@@ -135,6 +140,18 @@ class DeviceVm(Vm):
 
     def bind(self, function=FUNCTION):
         self.run(f"vfio-bind {function}")
+
+    def plug(self, **properties):
+        """device_add, and vfio-pci as the function's driver: what a rule of udev would do."""
+        self.qmp.execute("device_add", driver="virtio-vfio-user-pci", bus="rootport", id="vvfu", socket=str(self.socket),
+                         **{"window-size": 64 << 20, **properties})
+        wait_until(lambda: self.run(f"test -e /sys/bus/pci/devices/{self.HOT_PLUGGED}/iommu_group", check=False)[0] == 0,
+                   30, "the guest sees the function")
+        self.bind(self.HOT_PLUGGED)
+
+    def wait_unplugged(self, seconds=30):
+        """After device_del: until the guest has let go of the function and QEMU has freed it."""
+        wait_until(lambda: self.qmp.deleted("vvfu"), seconds, "the function is unplugged")
 
     def start_guest_driver(self, model="nvme --backing=/dev/vda", options=f"--device={FUNCTION}", seconds=60):
         """Starts vvfu-guest and waits until it serves: the socket then exists."""

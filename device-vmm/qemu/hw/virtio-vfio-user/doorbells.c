@@ -170,6 +170,8 @@ void vvfu_doorbells_cleanup(VirtioVfioUser *s)
         vvfu_doorbell_disconnect(s, i);
     }
     vvfu_transaction_end(s);
+    /* A subregion holds a reference to the function, which lived on. */
+    memory_region_del_subregion(&s->bar_interrupts, &s->doorbell_page);
     g_free(s->doorbells);
     s->doorbells = NULL;
 }

@@ -307,6 +307,7 @@ void vvfu_notifications_cleanup(VirtioVfioUser *s)
     for (uint32_t i = 0; i < s->notification_count; i++) {
         vvfu_unwatch(s, &s->notifications[i]);
     }
+    memory_region_del_subregion(&s->bar_interrupts, &s->notification_page);
     g_free(s->notifications);
     s->notifications = NULL;
 }

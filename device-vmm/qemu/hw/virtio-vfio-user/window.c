@@ -342,6 +342,9 @@ void vvfu_window_cleanup(VirtioVfioUser *s)
         vvfu_remove_mapping(s, value);
     }
     vvfu_transaction_end(s);
+    if (s->region_memory_host) {
+        memory_region_del_subregion(&s->bar_window, &s->region_memory);
+    }
     g_hash_table_destroy(s->mappings);
     s->mappings = NULL;
 }
