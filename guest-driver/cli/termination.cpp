@@ -10,6 +10,7 @@
 #include <csignal>
 #include <cstring>
 #include <ctime>
+#include <future>
 #include <utility>
 
 #include "program.hpp"
@@ -51,12 +52,21 @@ void limit_last_words()
 
 }  // namespace
 
-Termination::Termination(std::function<void()> prepare)
+Termination::Termination(const std::function<void()> &prepare)
 {
     ::signal(SIGPIPE, SIG_IGN);
     const auto signals = taken_signals();
     ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-    thread_ = std::thread{[this, prepare = std::move(prepare)] { thread_main(prepare); }};
+    std::promise<void> prepared;
+    const auto ready = prepared.get_future();
+    thread_ = std::thread{[this, &prepare, prepared = std::move(prepared)]() mutable {
+        if (prepare) {
+            prepare();
+        }
+        prepared.set_value();
+        thread_main();
+    }};
+    ready.wait();
 }
 
 Termination::~Termination()
@@ -101,11 +111,8 @@ void Termination::wake()
     ::pthread_kill(thread_.native_handle(), SIGUSR1);
 }
 
-void Termination::thread_main(const std::function<void()> &prepare)
+void Termination::thread_main()
 {
-    if (prepare) {
-        prepare();
-    }
     const auto signals = taken_signals();
     for (;;) {
         timespec wait{};

@@ -32,8 +32,9 @@ public:
         std::function<std::string()> unfinished;  ///< what would be abandoned; may be empty, and say nothing
     };
 
-    /// `prepare` is what the thread does first. Throws std::system_error when no thread can be started.
-    explicit Termination(std::function<void()> prepare = {});
+    /// `prepare` is what the thread does first; it is done when the constructor returns. Throws std::system_error when
+    /// no thread can be started.
+    explicit Termination(const std::function<void()> &prepare = {});
     ~Termination();
     Termination(const Termination &) = delete;
     Termination &operator=(const Termination &) = delete;
@@ -46,7 +47,7 @@ public:
     void begin();
 
 private:
-    void thread_main(const std::function<void()> &prepare);
+    void thread_main();
     void wake();
     void take(int signal);
     [[noreturn]] void abandon(const char *why, int status);

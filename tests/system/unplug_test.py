@@ -4,6 +4,7 @@
 import os
 import re
 import struct
+import threading
 
 import pytest
 
@@ -35,6 +36,7 @@ class Engine(client.Peer):
     def __init__(self, path):
         super().__init__(path)
         self.fd, self.memory = client.shared_memory(MEMORY)
+        self.copies = 0
         self.send_version()
         assert self.receive()[:2] == (client.VERSION, 0)
         assert self.call(client.DMA_MAP, struct.pack("=IIQQQ", 32, client.READ | client.WRITE, 0, 0, MEMORY),
@@ -67,16 +69,15 @@ class Engine(client.Peer):
         assert self.memory[HALF:] == data
 
     def copy_until_closed(self):
-        """Keeps the engine busy until the device ends the connection; how many were started."""
-        started = 0
+        """Keeps the engine busy until the device ends the connection, and counts in self.copies."""
         try:
             while True:
                 self.start_copy()
-                started += 1
                 while self.read32(BAR0, STATUS) == BUSY:
                     pass
+                self.copies += 1
         except (EOFError, ConnectionError):
-            return started
+            pass
 
 
 def start_guest(device, options, name):
@@ -103,10 +104,12 @@ def test_function_is_unplugged_under_io_twenty_times(device):
         serves(device)
         with Engine(device.socket) as peer:
             peer.copy(os.urandom(HALF))
-            peer.start_copy()
+            load = threading.Thread(target=peer.copy_until_closed)
+            load.start()
+            wait_until(lambda: peer.copies >= 5, 20, "copies are made")
             device.qmp.execute("device_del", id="vvfu")
-            assert peer.copy_until_closed() >= 0
             device.wait_unplugged()
+            load.join()
         assert not ended(device, "wait"), f"round {round_number}: {log_of(device, 'wait')}"
     assert log_of(device, "wait").count("is being unplugged") == TIMES
     assert "abandoned" not in log_of(device, "wait")
