@@ -116,6 +116,7 @@ void Application::make_durable()
     }
     parts_.model.make_durable(guarded([this](bool durable) {
         if (!durable) {
+            spdlog::error("storage failed at the end; data that was written last may be lost");
             status_ = kExitAbandoned;
         }
         parts_.reactor.stop();

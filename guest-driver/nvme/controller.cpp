@@ -60,6 +60,11 @@ Controller::Controller(Config config, guest::DeviceServices services)
 {
 }
 
+void Controller::make_durable(std::function<void(bool durable)> done)
+{
+    io_.flush_all([done = std::move(done)](Status status) { done(status == Status::success); });
+}
+
 /// Any thread: the namespaces stay as they are.
 std::string Controller::unfinished() const
 {

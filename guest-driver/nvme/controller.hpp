@@ -28,6 +28,7 @@ public:
 
     Controller(Config config, guest::DeviceServices services);
 
+    void make_durable(std::function<void(bool durable)> done) override;
     [[nodiscard]] std::string unfinished() const override;
 
 protected:

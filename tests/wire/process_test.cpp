@@ -46,7 +46,7 @@ bool says(const Process &process, const std::string &text)
 
 // ---- the end ------------------------------------------------------------------------------------
 
-/// A session whose sixteen commands of one kind hang in the backing.
+/// A session whose sixteen commands of one kind hang in the backing. The flush at the end is one request more.
 class HangingSession {
 public:
     HangingSession(const std::vector<std::string> &arguments, const std::string &calls, unsigned stalled, bool write)
@@ -78,7 +78,7 @@ TEST_F(ProcessTest, TerminationWhileReadsHangSaysWhatIsAbandoned)
     HangingSession session(nvme(), "preadv", kWorkers, false);
     session.process().signal(SIGTERM);
     EXPECT_EQ(session.process().wait(), kAbandoned) << session.process().errors();
-    EXPECT_TRUE(says(session.process(), "abandoned 16 requests to backing \"" + image + "\"; data"))
+    EXPECT_TRUE(says(session.process(), "abandoned 17 requests to backing \"" + image + "\"; data"))
         << session.process().errors();
     EXPECT_EQ(lines(session.process().errors()), 5u)  // serving, begins, stopping, ended, abandoned
         << session.process().errors();
@@ -89,7 +89,7 @@ TEST_F(ProcessTest, TerminationWhileWritesHangSaysWhatIsAbandoned)
     HangingSession session(nvme(), "pwritev", kWorkers, true);
     session.process().signal(SIGTERM);
     EXPECT_EQ(session.process().wait(), kAbandoned) << session.process().errors();
-    EXPECT_TRUE(says(session.process(), "abandoned 16 requests")) << session.process().errors();
+    EXPECT_TRUE(says(session.process(), "abandoned 17 requests")) << session.process().errors();
 }
 
 TEST_F(ProcessTest, TerminationEndsInGoodOrderWhenTheStorageRecovers)
@@ -101,6 +101,34 @@ TEST_F(ProcessTest, TerminationEndsInGoodOrderWhenTheStorageRecovers)
     EXPECT_FALSE(says(session.process(), "abandoned")) << session.process().errors();
 }
 
+TEST_F(ProcessTest, TerminationWaitsForWhatWasWrittenToBeDurable)
+{
+    StallingStorage storage("fdatasync");
+    LoopbackProcess loopback(loopback_program(), nvme(), storage.fds(), storage.environment());
+    {
+        auto client = loopback.connect();
+        client.version();
+    }
+    loopback.process().signal(SIGTERM);
+    EXPECT_TRUE(storage.wait_for(1)) << loopback.process().errors();
+    storage.release(1);
+    EXPECT_EQ(loopback.process().wait(), 0) << loopback.process().errors();
+}
+
+TEST_F(ProcessTest, TerminationSaysThatDataCouldNotBeMadeDurable)
+{
+    StallingStorage storage("fdatasync");
+    LoopbackProcess loopback(loopback_program(), nvme(), storage.fds(), storage.environment());
+    {
+        auto client = loopback.connect();
+        client.version();
+    }
+    loopback.process().signal(SIGTERM);
+    EXPECT_EQ(loopback.process().wait(), kAbandoned);
+    EXPECT_TRUE(says(loopback.process(), "abandoned 1 request to backing \"" + image + "\"; data that was written"))
+        << loopback.process().errors();
+}
+
 TEST_F(ProcessTest, SecondTerminationEndsAtOnce)
 {
     HangingSession session(nvme(), "preadv", kWorkers, false);
@@ -108,7 +136,7 @@ TEST_F(ProcessTest, SecondTerminationEndsAtOnce)
     ASSERT_TRUE(eventually([&] { return says(session.process(), "stopping"); }));
     session.process().signal(SIGTERM);
     EXPECT_EQ(session.process().wait(), kAbandoned);
-    EXPECT_TRUE(says(session.process(), "told to end twice: abandoned 16 requests")) << session.process().errors();
+    EXPECT_TRUE(says(session.process(), "told to end twice: abandoned 1")) << session.process().errors();
 }
 
 TEST_F(ProcessTest, TerminationDuringAStartThatHangsEndsAtOnce)

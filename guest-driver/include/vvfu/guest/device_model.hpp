@@ -64,8 +64,8 @@ public:
     /// Adds what the model counted.
     virtual void counters(Counters &) const {}
 
-    /// The program ends in good order: what the peer was told is written becomes durable. `done(false)`: some of it may
-    /// be lost, and the model has logged why. May run inside the call; nothing else is asked of the model before.
+    /// The program's last request: what the peer was told is written becomes durable. `done(false)`: some of it may be
+    /// lost. It may run inside the call. If storage hangs, peer_gone() has not ended yet.
     virtual void make_durable(std::function<void(bool durable)> done) { done(true); }
     /// Work for storage that has not ended, in words for a line that a person reads: "16 requests to backing
     /// \"disk.img\""; empty: none. Any thread, while the model lives.
