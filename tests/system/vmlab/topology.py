@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The cast: a device VM that implements a device, the driver VM that uses it, and vvfu-loopback in place of the former."""
 
+import json
 import os
 import pathlib
 import shlex
@@ -115,17 +116,22 @@ class DeviceVm(Vm):
 
     backing: an image that the guest sees as /dev/vda. properties: more for -device virtio-vfio-user-pci.
     iommu=False: a machine without a vIOMMU, for the set-up error it must give. hot_plug: an empty slot that plug() puts
-    the function into, in place of the function that is there from the start.
+    the function into, in place of the function that is there from the start. functions: how many, see
+    self.sockets; those after the first have the properties `more`.
     """
 
     HOT_PLUGGED = "0000:01:00.0"
 
-    def __init__(self, lab, name, backing, memory=384, properties=None, iommu=True, function=True, smp=1, hot_plug=False):
+    def __init__(self, lab, name, backing, memory=384, properties=None, iommu=True, function=True, smp=1, hot_plug=False,
+                 functions=1, more="trust-peer-memory=off"):
         machine, accelerator = _machine(lab.accelerator, iommu)
         self.socket = lab.socket
+        self.sockets = [self.socket, *(lab.directory / f"device{number}.sock" for number in range(2, functions + 1))]
         arguments = ["-machine", machine, *accelerator, "-m", memory, "-smp", smp]
         if iommu:
             arguments += ["-device", "intel-iommu,intremap=on"]
+        for number in range(2, functions + 1):
+            arguments += ["-device", f"virtio-vfio-user-pci,socket={self.sockets[number - 1]},addr={9 + number:x},id=vvfu{number},{more}"]
         if hot_plug:
             arguments += ["-device", "pcie-root-port,id=rootport,chassis=1,addr=6,pref64-reserve=256M"]
         elif function:
@@ -175,30 +181,38 @@ class DeviceVm(Vm):
         wait_until(lambda: self.run("kill -0 $(cat /tmp/vvfu-guest.pid)", check=False)[0] != 0, seconds,
                    "vvfu-guest ends")
 
-    def property(self, name):
-        return self.qmp.get("/machine/peripheral/vvfu", name)
+    def property(self, name, function="vvfu"):
+        return self.qmp.get(f"/machine/peripheral/{function}", name)
 
 
-def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, iommu=False, programs=(), append=""):
+def device_json(socket, identifier="vfu0", address=4):
+    """The value of a driver VM's -device for the function behind a socket."""
+    return json.dumps({"driver": "vfio-user-pci", "id": identifier, "addr": f"0x{address:x}",
+                       "socket": {"type": "unix", "path": str(socket)}})
+
+
+def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, iommu=False, programs=(), append="",
+              backend=None, hot_plug=None, socket=None):
     """A stock VM with the device as a vfio-user PCI function.
 
     share=False: guest memory that no other process can map, so the device must ask for every byte by message.
     source: a file that the guest sees as /dev/vda, read-only. iommu: a vIOMMU in strict mode, so that the guest maps and
-    unmaps memory for every transfer. programs: host.GuestProgram names beyond the usual ones.
+    unmaps memory for every transfer. programs: host.GuestProgram names beyond the usual ones. backend: the memory object
+    but for its ID and size. hot_plug: MiB of memory that can be added. socket: another one than the lab's.
     """
     machine, accelerator = _machine(lab.accelerator, iommu)
-    arguments = [*accelerator, "-m", memory, "-smp", smp]
+    more = f",slots=1,maxmem={memory + hot_plug}M" if hot_plug else ""
+    arguments = [*accelerator, "-m", f"{memory}M{more}", "-smp", smp]
     if iommu:
         arguments += ["-device", "intel-iommu,intremap=on,caching-mode=on"]
         append = f"intel_iommu=on iommu.strict=1 {append}"
     if share:
         arguments += ["-machine", f"{machine},memory-backend=mem",
-                      "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on"]
+                      "-object", f"{backend or 'memory-backend-memfd,share=on'},id=mem,size={memory}M"]
     else:
         arguments += ["-machine", machine]
     for index in range(devices):
-        arguments += ["-device", '{"driver":"vfio-user-pci","id":"vfu%d","addr":"0x%x",'
-                      '"socket":{"type":"unix","path":"%s"}}' % (index, 4 + index, lab.socket)]
+        arguments += ["-device", device_json(socket or lab.socket, f"vfu{index}", 4 + index)]
     if source:
         arguments += _disk("source", source, 0x10, readonly=True)
     return Vm(name, lab.directory, host.driver_qemu(), lab.kernel, lab.driver_image(programs), arguments, append)
