@@ -55,7 +55,7 @@ int Application::run()
     }
     parts_.termination.begin();
     parts_.workers.stop();
-    parts_.termination.detach();
+    parts_.termination.detach(status_);
     return status_;
 }
 

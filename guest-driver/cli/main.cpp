@@ -130,7 +130,7 @@ guest::Result<std::unique_ptr<guest::Transport>> wait_for_function(const Argumen
                         {}});
     (*reactor)->post(look);
     (*reactor)->run();
-    termination.detach();
+    termination.detach(cli::kExitOk);
     return told ? nullptr : std::move(transport);
 }
 

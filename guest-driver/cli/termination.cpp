@@ -87,10 +87,11 @@ void Termination::attach(Handlers handlers)
     signalled_ = false;
 }
 
-void Termination::detach()
+void Termination::detach(int status)
 {
     const std::lock_guard lock{mutex_};
     handlers_.reset();
+    status_ = status;
 }
 
 void Termination::begin()
@@ -136,7 +137,7 @@ void Termination::thread_main()
             return;
         }
         if (deadline_ && guest::Reactor::now() >= *deadline_) {
-            abandon("did not end in time", kExitAbandoned);
+            abandon("did not end in time");
         }
         const bool own = signal == SIGUSR1 && info.si_pid == ::getpid();  // from wake()
         if (signal > 0 && !own) {
@@ -154,10 +155,12 @@ void Termination::take(int signal)
         return;
     }
     if (!handlers_) {
-        abandon(::strsignal(signal), deadline_ ? kExitAbandoned : kExitOk);
+        limit_last_words();
+        spdlog::info("{}: ended at once", ::strsignal(signal));
+        ::_exit(status_);
     }
     if (std::exchange(signalled_, true)) {
-        abandon("told to end twice", kExitAbandoned);
+        abandon("told to end twice");
     }
     if (!deadline_) {
         deadline_ = guest::Reactor::now() + kEndLimit;
@@ -165,17 +168,17 @@ void Termination::take(int signal)
     handlers_->stop(signal);
 }
 
-void Termination::abandon(const char *why, int status)
+void Termination::abandon(const char *why)
 {
     limit_last_words();
-    if (status == kExitOk) {
-        spdlog::info("{}: ended during set-up", why);
-    } else {
-        const auto unfinished = handlers_ && handlers_->unfinished ? handlers_->unfinished() : std::string{};
-        spdlog::error("{}: abandoned {}; data that was written last may be lost", why,
-                      unfinished.empty() ? "the device as it is" : unfinished);
+    if (!handlers_) {
+        spdlog::error("{}: the function was not released in good order", why);
+        ::_exit(status_ == kExitOk ? kExitRuntime : status_);
     }
-    ::_exit(status);
+    const auto unfinished = handlers_->unfinished ? handlers_->unfinished() : std::string{};
+    spdlog::error("{}: abandoned {}; data that was written last may be lost", why,
+                  unfinished.empty() ? "the device as it is" : unfinished);
+    ::_exit(kExitAbandoned);
 }
 
 }  // namespace vvfu::cli

@@ -16,8 +16,8 @@ namespace vvfu::cli {
 
 /// A thread that takes the program's signals and keeps its last deadline. SIGTERM, SIGINT and, unless it is ignored as
 /// under nohup, SIGHUP begin the end: Handlers::stop is asked for an orderly one. What has not ended kEndLimit later,
-/// or at the second of these signals, is abandoned: one line says what, and the process exits. Before attach() there is
-/// nothing to lose and the first signal ends the program at once. SIGUSR1 asks for a report.
+/// or at the second of these signals, is abandoned: one line says what, and the process exits. Before attach() and
+/// after detach() there is nothing to lose, and a signal ends the program at once. SIGUSR1 asks for a report.
 ///
 /// Construct it before any other thread starts: the signals are blocked from then on, so that all threads inherit the
 /// mask. SIGPIPE is ignored: a peer may go at any time. Any thread may call the functions.
@@ -41,8 +41,9 @@ public:
 
     /// From here on an orderly end is asked for. Stops the clock of an earlier begin().
     void attach(Handlers handlers);
-    /// Handlers are not called after its return. A clock that runs goes on: what follows must end, too.
-    void detach();
+    /// Handlers are not called after its return; there is nothing to lose any more. A clock that runs goes on. A signal
+    /// ends the program at once with `status`.
+    void detach(int status);
     /// The end begins without a signal.
     void begin();
 
@@ -50,11 +51,12 @@ private:
     void thread_main();
     void wake();
     void take(int signal);
-    [[noreturn]] void abandon(const char *why, int status);
+    [[noreturn]] void abandon(const char *why);
 
     std::mutex mutex_;  // of all below
     std::optional<Handlers> handlers_;
     std::optional<Nanoseconds> deadline_;
+    int status_ = 0;  // without handlers
     bool signalled_ = false;
     bool over_ = false;
     std::thread thread_;

@@ -146,7 +146,7 @@ TEST_F(ProcessTest, TerminationDuringAStartThatHangsEndsAtOnce)
     ASSERT_TRUE(storage.wait_for(1));
     loopback.process().signal(SIGTERM);
     EXPECT_EQ(loopback.process().wait(), 0);
-    EXPECT_TRUE(says(loopback.process(), "ended during set-up")) << loopback.process().errors();
+    EXPECT_TRUE(says(loopback.process(), "Terminated: ended at once")) << loopback.process().errors();
 }
 
 TEST_F(ProcessTest, StandardErrorThatNobodyReadsDoesNotKeepItAlive)
