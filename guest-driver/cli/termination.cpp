@@ -38,16 +38,31 @@ sigset_t taken_signals()
     return signals;
 }
 
-/// Ends the process soon, even if what follows hangs: a standard error that nobody reads.
-void limit_last_words()
+volatile std::sig_atomic_t last_status = 0;
+
+void last_words_hang(int)
 {
+    ::_exit(last_status);
+}
+
+/// Exits with `status` soon, even if what is said before hangs: a standard error that nobody reads.
+void begin_last_words(int status)
+{
+    last_status = status;
     sigset_t alarm;
     ::sigemptyset(&alarm);
     ::sigaddset(&alarm, SIGALRM);
-    ::signal(SIGALRM, SIG_DFL);
+    ::signal(SIGALRM, last_words_hang);
     ::pthread_sigmask(SIG_UNBLOCK, &alarm, nullptr);
-    constexpr itimerval kSoon{{0, 0}, {0, 100'000}};
+    constexpr itimerval kSoon{{0, 0}, {0, 250'000}};
     ::setitimer(ITIMER_REAL, &kSoon, nullptr);
+}
+
+[[noreturn]] void end_last_words()
+{
+    constexpr itimerval kNever{};
+    ::setitimer(ITIMER_REAL, &kNever, nullptr);
+    ::_exit(last_status);
 }
 
 }  // namespace
@@ -155,9 +170,9 @@ void Termination::take(int signal)
         return;
     }
     if (!handlers_) {
-        limit_last_words();
+        begin_last_words(status_);
         spdlog::info("{}: ended at once", ::strsignal(signal));
-        ::_exit(status_);
+        end_last_words();
     }
     if (std::exchange(signalled_, true)) {
         abandon("told to end twice");
@@ -170,15 +185,16 @@ void Termination::take(int signal)
 
 void Termination::abandon(const char *why)
 {
-    limit_last_words();
-    if (!handlers_) {
+    if (handlers_) {
+        begin_last_words(kExitAbandoned);
+        const auto unfinished = handlers_->unfinished ? handlers_->unfinished() : std::string{};
+        spdlog::error("{}: abandoned {}; data that was written last may be lost", why,
+                      unfinished.empty() ? "the device as it is" : unfinished);
+    } else {
+        begin_last_words(status_ == kExitOk ? kExitRuntime : status_);
         spdlog::error("{}: the function was not released in good order", why);
-        ::_exit(status_ == kExitOk ? kExitRuntime : status_);
     }
-    const auto unfinished = handlers_->unfinished ? handlers_->unfinished() : std::string{};
-    spdlog::error("{}: abandoned {}; data that was written last may be lost", why,
-                  unfinished.empty() ? "the device as it is" : unfinished);
-    ::_exit(kExitAbandoned);
+    end_last_words();
 }
 
 }  // namespace vvfu::cli

@@ -24,7 +24,7 @@ namespace vvfu::cli {
 class Termination {
 public:
     /// Short of 2 s, so that the process is gone by then.
-    static constexpr std::chrono::milliseconds kEndLimit{1800};
+    static constexpr std::chrono::milliseconds kEndLimit{1700};
 
     struct Handlers {
         std::function<void(int signal)> stop;     ///< must return at once, as report()
