@@ -25,8 +25,16 @@ void DeviceModels::add_nvme(CLI::App &app)
         ->type_name("PATH|mem:SIZE")
         ->allow_extra_args(false);
     nvme_->add_flag("--read-only", nvme_options_.read_only, "Write protect every namespace");
-    nvme_->add_option("--serial", nvme_options_.serial, "Serial number (default: derived from the backings)")
+    auto &identity = nvme_options_.identity;
+    nvme_->add_option("--serial", identity.serial, "Serial number (default: from the function's UUID, else random)")
         ->type_name("TEXT");
+    nvme_->add_option("--subsystem-nqn", identity.subsystem_nqn, "Name of the NVM subsystem (default: as --serial)")
+        ->type_name("NQN");
+    nvme_->add_option("--cntlid", identity.cntlid, "Controller ID in a subsystem of several controllers")
+        ->check(CLI::Range(std::uint16_t{0}, nvme::kMaxCntlid));
+    nvme_->add_option("--nguid", identity.nguids, "NGUID of a namespace, in the order of the backings (default: none)")
+        ->type_name("HEX")
+        ->allow_extra_args(false);
     nvme_->add_option("--queue-pairs", nvme_options_.queue_pairs, "I/O queue pairs")
         ->check(CLI::Range(std::uint16_t{1}, nvme::kMaxQueuePairs))
         ->capture_default_str();

@@ -12,6 +12,9 @@ namespace {
 constexpr std::uint32_t kPhysicallyContiguous = 1u << 0;
 constexpr std::uint32_t kInterruptsEnabled = 1u << 1;
 
+// NVMe 5.14.1.2: Critical Warning; NVMe 5.21.1.11 has the same bits.
+constexpr std::uint8_t kTemperatureWarning = 1u << 1, kReliabilityWarning = 1u << 2;
+
 std::uint16_t queue_id(const SubmissionEntry &entry)
 {
     return static_cast<std::uint16_t>(entry.cdw10 & 0xffff);
@@ -49,6 +52,7 @@ void AdminCommands::reset()
 {
     events_.reset();
     features_.reset();
+    announced_ = 0;
     engine_.set_arbitration_burst(features_.arbitration_burst());
 }
 
@@ -98,7 +102,8 @@ Status AdminCommands::check_new_cq(const SubmissionEntry &entry) const
     if (engine_.find_cq(queue_id(entry))) {
         return Status::invalid_queue_identifier;
     }
-    // NVMe 5.3: the vector counts only with interrupts enabled, but an impossible one is an error either way.
+    // NVMe 5.3: compared with what the controller supports; MSI-X may be enabled later. The vector counts only with
+    // interrupts enabled, but an impossible one is an error either way.
     return upper_half(entry) < context_.vectors() ? Status::success : Status::invalid_interrupt_vector;
 }
 
@@ -195,7 +200,7 @@ Expected<std::vector<std::byte>, Status> AdminCommands::log_page(const Submissio
             if (entry.nsid != 0 && entry.nsid != kBroadcastNsid) {
                 return make_unexpected(Status::invalid_field);
             }
-            return smart_page(health_, features_.temperature_warning(), errors_.count());
+            return smart_page(health_, critical_warning(), errors_.count());
         case LogId::firmware_slot: return firmware_slot_page();
         case LogId::commands_supported: return commands_supported_page();
     }
@@ -263,20 +268,53 @@ void AdminCommands::get_features(const CommandPtr &command)
 
 void AdminCommands::set_features(const CommandPtr &command)
 {
-    const bool before = temperature_event();
+    const bool cached = features_.write_cache_enabled();
     const auto value = features_.set(command->entry, engine_.has_io_queues());
-    engine_.complete(command, value ? Status::success : value.error(), value.value_or(0));
-    engine_.set_arbitration_burst(features_.arbitration_burst());
-    // NVMe 5.2: once, when the threshold is crossed, or when the event is enabled after that.
-    if (!before && temperature_event()) {
-        events_.raise(kTemperatureEvent);
+    if (cached && !features_.write_cache_enabled()) {
+        disable_write_cache(command);
+    } else {
+        finish_set_features(command, value);
     }
 }
 
-bool AdminCommands::temperature_event() const noexcept
+/// Writes are durable from now on; the command completes when those before are, too (NVMe 5.21.1.6).
+void AdminCommands::disable_write_cache(const CommandPtr &command)
 {
-    constexpr std::uint32_t kTemperatureWarning = 1u << 1;
-    return features_.temperature_warning() && (features_.async_events() & kTemperatureWarning) != 0;
+    context_.flush_all([this, command](Status status) {
+        if (status != Status::success) {
+            features_.enable_write_cache();
+            engine_.complete(command, status);
+            return;
+        }
+        finish_set_features(command, 0u);
+    });
+}
+
+void AdminCommands::finish_set_features(const CommandPtr &command, const Features::Result &result)
+{
+    engine_.complete(command, result ? Status::success : result.error(), result.value_or(0));
+    engine_.set_arbitration_burst(features_.arbitration_burst());
+    announce_warnings();
+}
+
+std::uint8_t AdminCommands::critical_warning() const noexcept
+{
+    return static_cast<std::uint8_t>((features_.temperature_warning() ? kTemperatureWarning : 0) |
+                                     (health_.reliability_degraded ? kReliabilityWarning : 0));
+}
+
+/// NVMe 5.2: once, when the warning begins, or when the event is enabled after that.
+void AdminCommands::announce_warnings()
+{
+    const auto wanted = static_cast<std::uint8_t>(critical_warning() & features_.async_events());
+    const auto fresh = wanted & ~announced_;
+    announced_ = wanted;
+    if ((fresh & kReliabilityWarning) != 0) {
+        events_.raise(kReliabilityEvent);
+    }
+    if ((fresh & kTemperatureWarning) != 0) {
+        events_.raise(kTemperatureEvent);
+    }
 }
 
 void AdminCommands::async_event_request(const CommandPtr &command)

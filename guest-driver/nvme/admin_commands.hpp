@@ -18,11 +18,13 @@ public:
     virtual ~AdminContext() = default;
     /// Largest I/O queue identifier.
     [[nodiscard]] virtual std::uint16_t queue_pairs() const = 0;
-    /// Interrupt vectors that queues may use now.
+    /// Interrupt vectors that the controller has.
     [[nodiscard]] virtual std::uint16_t vectors() const = 0;
     /// CC.IOSQES and CC.IOCQES have the sizes of our entries.
     [[nodiscard]] virtual bool entry_sizes_set() const = 0;
     [[nodiscard]] virtual std::uint32_t page_shift() const = 0;
+    /// Makes everything written so far durable; `done` gets success or write_lost.
+    virtual void flush_all(std::function<void(Status)> done) = 0;
 };
 
 /// The admin command set (NVMe 5).
@@ -34,6 +36,8 @@ public:
     void execute(const CommandPtr &command);
     [[nodiscard]] AsyncEvents &events() noexcept { return events_; }
     void reset();
+    /// A critical warning may have begun: sends the event if the host wants it.
+    void announce_warnings();
 
 private:
     void create_cq(const CommandPtr &command);
@@ -50,10 +54,11 @@ private:
     [[nodiscard]] bool abort_one(std::uint16_t sq_id, std::uint16_t command_id);
     void get_features(const CommandPtr &command);
     void set_features(const CommandPtr &command);
+    void finish_set_features(const CommandPtr &command, const Features::Result &result);
+    void disable_write_cache(const CommandPtr &command);
     void async_event_request(const CommandPtr &command);
     void doorbell_buffer_config(const CommandPtr &command);
-    /// There is a reason for a temperature event, and the host wants to hear of it.
-    [[nodiscard]] bool temperature_event() const noexcept;
+    [[nodiscard]] std::uint8_t critical_warning() const noexcept;
 
     AdminContext &context_;
     const ControllerIdentity &identity_;
@@ -63,6 +68,7 @@ private:
     ErrorLog &errors_;
     HealthCounters &health_;
     AsyncEvents events_;
+    std::uint8_t announced_ = 0;  ///< critical warnings that hold, and that the host wants to hear of
 };
 
 }  // namespace vvfu::nvme

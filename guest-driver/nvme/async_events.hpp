@@ -29,6 +29,7 @@ struct AsyncEvent {
 
 inline constexpr AsyncEvent kInvalidDoorbellRegister{0, 0, LogId::error};
 inline constexpr AsyncEvent kInvalidDoorbellValue{0, 1, LogId::error};
+inline constexpr AsyncEvent kReliabilityEvent{1, 0, LogId::smart};
 inline constexpr AsyncEvent kTemperatureEvent{1, 1, LogId::smart};
 
 /// Brings asynchronous events and the requests that wait for them together.

@@ -5,6 +5,7 @@
 
 #include <cerrno>
 #include <string_view>
+#include <utility>
 
 #include "file_backing.hpp"
 #include "memory_backing.hpp"
@@ -40,6 +41,39 @@ guest::Result<std::unique_ptr<Backing>> open_memory(const std::string &name)
 }
 
 }  // namespace
+
+void Backing::flush(Done done)
+{
+    flushes_->waiting.push_back(std::move(done));
+    if (!flushes_->running) {
+        start_sync();
+    }
+}
+
+void Backing::start_sync()
+{
+    auto batch = std::exchange(flushes_->waiting, {});
+    const auto finish = [this, weak = std::weak_ptr<Flushes>(flushes_), batch = std::move(batch)](int error) {
+        if (const auto state = weak.lock()) {
+            state->running = false;
+            state->lost = state->lost != 0 ? state->lost : error;
+            error = state->lost;
+        }
+        for (const auto &done : batch) {
+            done(error);
+        }
+        const auto state = weak.lock();  // a callback may have destroyed the backing
+        if (state && !state->running && !state->waiting.empty()) {
+            start_sync();
+        }
+    };
+    if (flushes_->lost != 0) {
+        finish(flushes_->lost);
+        return;
+    }
+    flushes_->running = true;
+    sync(finish);
+}
 
 bool backing_exists(const std::string &name)
 {

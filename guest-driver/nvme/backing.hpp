@@ -23,6 +23,9 @@ struct ByteRange {
 /// Where a namespace keeps its data. Executor's thread only; callers check ranges against size(). `done` gets 0 or an
 /// errno, on the executor's thread, inside the call or later. Buffers stay valid until then. Operations that overlap in
 /// time and range may happen in any order.
+///
+/// Linux reports a failed write-back once and then takes the pages for clean: a later fdatasync succeeds although the
+/// data is gone. So a flush that failed is remembered here, and all that follow fail.
 class Backing {
 public:
     using Done = std::function<void(int error)>;
@@ -38,14 +41,32 @@ public:
     /// Operations that are not done, in words: "16 requests to backing \"disk.img\""; empty: none. Any thread.
     [[nodiscard]] virtual std::string unfinished() const { return {}; }
 
+    [[nodiscard]] virtual std::string name() const { return "memory"; }  ///< for a line that a person reads
+
     virtual void read(std::uint64_t offset, std::span<const iovec> iov, Done done) = 0;
-    /// `durable`: not done before the data would survive a power loss.
-    virtual void write(std::uint64_t offset, std::span<const iovec> iov, bool durable, Done done) = 0;
-    virtual void flush(Done done) = 0;
+    virtual void write(std::uint64_t offset, std::span<const iovec> iov, Done done) = 0;
     /// `deallocate`: may give up the space, too.
-    virtual void write_zeroes(ByteRange range, bool deallocate, bool durable, Done done) = 0;
+    virtual void write_zeroes(ByteRange range, bool deallocate, Done done) = 0;
     /// A hint: success also when the backing cannot do it.
     virtual void discard(std::vector<ByteRange> ranges, Done done) = 0;
+
+    /// Done when all whose `done` was called before would survive a power loss. Once it has failed it always fails,
+    /// with the first errno, until the backing is opened anew.
+    void flush(Done done);
+
+protected:
+    /// The flush itself. One at a time: of two at once, the one that the error is not reported to would succeed.
+    virtual void sync(Done done) = 0;
+
+private:
+    struct Flushes {
+        std::vector<Done> waiting;  ///< for the next sync()
+        bool running = false;
+        int lost = 0;  ///< errno of the first that failed
+    };
+    void start_sync();
+
+    std::shared_ptr<Flushes> flushes_ = std::make_shared<Flushes>();  ///< expires with the backing
 };
 
 /// `name` is "mem:SIZE", or there is something at that path.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 namespace vvfu::nvme {
@@ -26,15 +27,37 @@ guest::PciFunction describe_function(std::uint16_t vectors)
     return function;
 }
 
-ControllerIdentity describe_controller(std::string serial, const Namespaces &namespaces)
+ControllerIdentity describe_controller(DiskIdentity disk, const Namespaces &namespaces)
 {
     ControllerIdentity identity;
-    identity.serial = std::move(serial);
+    identity.disk = std::move(disk);
     for (const auto &ns : namespaces) {
-        identity.namespaces.push_back({ns.blocks(), ns.read_only, ns.backing->discard_zeroes()});
+        const auto &ids = identity.disk.namespaces.at(identity.namespaces.size());
+        identity.namespaces.push_back({ns.blocks(), ns.read_only, ns.backing->discard_zeroes(), ids});
         identity.volatile_cache = identity.volatile_cache || ns.backing->volatile_cache();
     }
     return identity;
+}
+
+/// A host asks what there is, and is told: no error that anybody should be alarmed by.
+bool probes(const Command &command, Status status)
+{
+    if (!command.admin()) {
+        return false;
+    }
+    if (status == Status::invalid_opcode) {
+        return true;
+    }
+    switch (static_cast<AdminOpcode>(command.entry.opcode)) {
+        case AdminOpcode::identify:
+        case AdminOpcode::get_log_page:
+        case AdminOpcode::get_features:
+        case AdminOpcode::set_features:
+            return status == Status::invalid_field || status == Status::invalid_namespace ||
+                   status == Status::invalid_log_page || status == Status::feature_not_saveable ||
+                   status == Status::feature_not_namespace_specific;
+        default: return false;
+    }
 }
 
 Features::Limits limits(const ControllerIdentity &identity, std::uint16_t queue_pairs)
@@ -49,12 +72,13 @@ Controller::Controller(Config config, guest::DeviceServices services)
     : PciDevice(describe_function(static_cast<std::uint16_t>(config.queue_pairs + 1)), services),
       queue_pairs_(config.queue_pairs),
       namespaces_(std::move(config.namespaces)),
-      identity_(describe_controller(std::move(config.serial), namespaces_)),
+      identity_(describe_controller(std::move(config.identity), namespaces_)),
       engine_(services, activity_, *this),
       transfer_(services.dma, activity_),
       features_(limits(identity_, queue_pairs_)),
       admin_(*this, identity_, engine_, transfer_, features_, errors_, health_),
-      io_(namespaces_, engine_, transfer_, activity_, features_, health_),
+      io_(namespaces_, engine_, transfer_, activity_, features_, health_, reports_,
+          [this] { admin_.announce_warnings(); }),
       interrupts_(static_cast<std::uint16_t>(queue_pairs_ + 1), features_, services.executor, activity_,
                   [this](std::uint16_t vector) { msix_trigger(vector); })
 {
@@ -74,6 +98,32 @@ std::string Controller::unfinished() const
         text += (text.empty() || requests.empty() ? "" : ", ") + requests;
     }
     return text;
+}
+
+void Controller::make_durable(std::function<void(bool durable)> done)
+{
+    io_.flush_all([done = std::move(done)](Status status) { done(status == Status::success); });
+}
+
+void Controller::counters(guest::Counters &counters) const
+{
+    const guest::Counter all[] = {
+        {"read_commands", health_.reads},
+        {"write_commands", health_.writes},
+        {"blocks_read", health_.blocks_read},
+        {"blocks_written", health_.blocks_written},
+        {"read_errors", health_.read_errors},
+        {"write_errors", health_.write_errors},
+        {"flush_errors", health_.flush_errors},
+        {"no_space_errors", health_.no_space},
+        {"media_errors", health_.media_errors},
+        {"error_log_entries", errors_.count()},
+        {"controller_resets", health_.controller_resets},
+        {"function_resets", health_.function_resets},
+        {"unsafe_shutdowns", health_.unsafe_shutdowns},
+        {"fatal_states", health_.fatal_states},
+    };
+    counters.insert(counters.end(), std::begin(all), std::end(all));
 }
 
 // ---- registers ----
@@ -186,7 +236,7 @@ void Controller::enable()
     enabled_ = true;
     registers_.set_shutdown_status(ShutdownStatus::normal);
     if (!registers_.can_enable()) {
-        registers_.set_fatal();
+        fatal("the settings of CC, AQA, ASQ and ACQ cannot be enabled");
         return;
     }
     auto cq = std::make_shared<CompletionQueue>();
@@ -209,6 +259,8 @@ void Controller::enable()
 void Controller::disable()
 {
     transition_ = true;
+    ++health_.controller_resets;
+    reports_.report(Reports::Kind::reset, spdlog::level::info, "the host resets the controller");
     engine_.stop();
     activity_.when_idle([this] {
         clear();
@@ -218,14 +270,19 @@ void Controller::disable()
     });
 }
 
-/// NVMe 7.6.2: commands under way complete first, so that the flush covers them.
+/// NVMe 7.6.2: commands under way complete first, so that the flush covers them. Complete means that the power may go;
+/// when the flush failed that is never said.
 void Controller::shut_down()
 {
     transition_ = true;
     registers_.set_shutdown_status(ShutdownStatus::occurring);
     activity_.when_idle([this] {
-        io_.flush_all([this](Status) {
-            registers_.set_shutdown_status(ShutdownStatus::complete);
+        io_.flush_all([this](Status status) {
+            if (status == Status::success) {
+                registers_.set_shutdown_status(ShutdownStatus::complete);
+            } else {
+                fatal("the shutdown cannot complete, because what was written is not durable");
+            }
             transition_ = false;
             reconcile();
         });
@@ -236,6 +293,11 @@ void Controller::function_reset(std::function<void()> done)
 {
     reset_done_ = std::move(done);
     engine_.stop();
+    if (enabled_) {
+        ++health_.power_cycles;
+        ++health_.function_resets;
+        reports_.report(Reports::Kind::reset, spdlog::level::info, "function reset, or end of the session");
+    }
     if (enabled_ && registers_.shutdown_status() != ShutdownStatus::complete) {
         ++health_.unsafe_shutdowns;
     }
@@ -290,6 +352,9 @@ bool Controller::command_failed(const Command &command, Status status)
     if (status == Status::abort_requested || status == Status::aborted_sq_deletion) {
         return false;
     }
+    if (probes(command, status)) {
+        return false;
+    }
     errors_.add(&command, status);
     return true;
 }
@@ -302,16 +367,17 @@ void Controller::entries_posted(CompletionQueue &cq)
     follow_head(cq);
 }
 
-void Controller::fatal()
+void Controller::fatal(const std::string &reason)
 {
     engine_.stop();
     registers_.set_fatal();
+    ++health_.fatal_states;
+    reports_.report(Reports::Kind::fatal, spdlog::level::err, "fatal controller status: " + reason);
 }
 
 std::uint16_t Controller::vectors() const
 {
-    // NVMe 5.3: without MSI-X there is vector 0 only.
-    return msix_enabled() ? static_cast<std::uint16_t>(queue_pairs_ + 1) : std::uint16_t{1};
+    return static_cast<std::uint16_t>(queue_pairs_ + 1);
 }
 
 void Controller::update_intx()

@@ -8,11 +8,13 @@
 #include "data_transfer.hpp"
 #include "features.hpp"
 #include "identify.hpp"
+#include "identity.hpp"
 #include "interrupts.hpp"
 #include "io_commands.hpp"
 #include "namespaces.hpp"
 #include "queue_engine.hpp"
 #include "registers.hpp"
+#include "reports.hpp"
 #include "vvfu/guest/pci_device.hpp"
 
 namespace vvfu::nvme {
@@ -21,7 +23,7 @@ namespace vvfu::nvme {
 class Controller final : public guest::PciDevice, private QueueEngineClient, private AdminContext {
 public:
     struct Config {
-        std::string serial;  ///< 1 to kSerialSize printable characters
+        DiskIdentity identity;
         std::uint16_t queue_pairs = 1;
         Namespaces namespaces;  ///< at least one
     };
@@ -30,6 +32,8 @@ public:
 
     void make_durable(std::function<void(bool durable)> done) override;
     [[nodiscard]] std::string unfinished() const override;
+    void make_durable(std::function<void(bool durable)> done) override;
+    void counters(guest::Counters &counters) const override;
 
 protected:
     void bar_read(unsigned bar, std::uint64_t offset, std::span<std::byte> out) override;
@@ -49,6 +53,8 @@ private:
     void enable();
     void disable();
     void shut_down();
+    /// Controller Fatal Status, with a line that says why.
+    void fatal(const std::string &reason);
     void finish_function_reset();
     /// Stops and forgets everything that belongs to the enabled controller; nothing may be under way.
     void clear();
@@ -58,7 +64,7 @@ private:
     void execute(const CommandPtr &command) override;
     bool command_failed(const Command &command, Status status) override;
     void entries_posted(CompletionQueue &cq) override;
-    void fatal() override;
+    void fatal() override { fatal("the memory of a queue cannot be reached"); }
     void invalid_doorbell_value() override { invalid_doorbell(kInvalidDoorbellValue); }
     [[nodiscard]] bool dma_allowed() override { return bus_master(); }
 
@@ -67,6 +73,7 @@ private:
     [[nodiscard]] std::uint16_t vectors() const override;
     [[nodiscard]] bool entry_sizes_set() const override { return registers_.entry_sizes_set(); }
     [[nodiscard]] std::uint32_t page_shift() const override { return registers_.page_shift(); }
+    void flush_all(std::function<void(Status)> done) override { io_.flush_all(std::move(done)); }
 
     /// INTA# is level triggered: high while a completion queue that interrupts is not empty (NVMe 7.5.1.1).
     void update_intx();
@@ -81,6 +88,7 @@ private:
     Features features_;
     ErrorLog errors_;
     HealthCounters health_;
+    Reports reports_;
     AdminCommands admin_;
     IoCommands io_;
     Interrupts interrupts_;

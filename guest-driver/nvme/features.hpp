@@ -50,6 +50,8 @@ public:
 
     [[nodiscard]] std::uint32_t arbitration_burst() const noexcept;  ///< commands
     [[nodiscard]] bool write_cache_enabled() const noexcept { return write_cache_; }
+    /// Takes the disabling back: it could not be carried out.
+    void enable_write_cache() noexcept { write_cache_ = true; }
     /// Completions without interrupt, at most, and for how long (100 us units); 0: not coalesced.
     [[nodiscard]] std::uint32_t coalescing_threshold(std::uint16_t vector) const noexcept;
     [[nodiscard]] std::uint32_t coalescing_time() const noexcept { return (coalescing_ >> 8) & 0xff; }

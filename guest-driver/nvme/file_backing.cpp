@@ -216,27 +216,20 @@ void FileBacking::read(std::uint64_t offset, std::span<const iovec> iov, Done do
            std::move(done));
 }
 
-void FileBacking::write(std::uint64_t offset, std::span<const iovec> iov, bool durable, Done done)
+void FileBacking::write(std::uint64_t offset, std::span<const iovec> iov, Done done)
 {
-    const auto work = [offset, iov, durable](const File &file) {
-        const int error = transfer_all(pwritev, file.fd.get(), offset, iov);
-        return error == 0 && durable ? sync_data(file) : error;
-    };
-    submit(work, std::move(done));
+    submit([offset, iov](const File &file) { return transfer_all(pwritev, file.fd.get(), offset, iov); },
+           std::move(done));
 }
 
-void FileBacking::flush(Done done)
+void FileBacking::sync(Done done)
 {
     submit(sync_data, std::move(done));
 }
 
-void FileBacking::write_zeroes(ByteRange range, bool deallocate, bool durable, Done done)
+void FileBacking::write_zeroes(ByteRange range, bool deallocate, Done done)
 {
-    const auto work = [range, deallocate, durable](const File &file) {
-        const int error = make_zero(file, range, deallocate);
-        return error == 0 && durable ? sync_data(file) : error;
-    };
-    submit(work, std::move(done));
+    submit([range, deallocate](const File &file) { return make_zero(file, range, deallocate); }, std::move(done));
 }
 
 void FileBacking::discard(std::vector<ByteRange> ranges, Done done)

@@ -22,10 +22,10 @@ public:
     [[nodiscard]] bool volatile_cache() const noexcept override { return true; }
     [[nodiscard]] bool discard_zeroes() const noexcept override;
     [[nodiscard]] std::string unfinished() const override;
+    [[nodiscard]] std::string name() const override { return '"' + file_->path + '"'; }
     void read(std::uint64_t offset, std::span<const iovec> iov, Done done) override;
-    void write(std::uint64_t offset, std::span<const iovec> iov, bool durable, Done done) override;
-    void flush(Done done) override;
-    void write_zeroes(ByteRange range, bool deallocate, bool durable, Done done) override;
+    void write(std::uint64_t offset, std::span<const iovec> iov, Done done) override;
+    void write_zeroes(ByteRange range, bool deallocate, Done done) override;
     void discard(std::vector<ByteRange> ranges, Done done) override;
 
     /// What workers use; they may outlive the backing.
@@ -35,6 +35,9 @@ public:
         std::string path;
         std::atomic<unsigned> unfinished{0};  ///< operations whose `done` has not been called
     };
+
+protected:
+    void sync(Done done) override;
 
 private:
     FileBacking(std::shared_ptr<File> file, std::uint64_t size, guest::Workers &workers)

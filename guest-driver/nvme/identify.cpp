@@ -15,6 +15,9 @@ namespace vvfu::nvme {
 namespace {
 
 constexpr std::size_t kPageSize = 4096;
+/// Microseconds. Coming back costs nothing; a shutdown flushes what the page cache holds, so it gets as long as CAP.TO
+/// gives an enable. Linux gives up a shutdown after 5 s without it.
+constexpr std::uint32_t kResumeLatency = 100'000, kShutdownLatency = kTransitionTimeout * 1'000'000;
 
 /// NVMe 5.15.2: Controller or Namespace Structure.
 enum class Cns : std::uint8_t { name_space = 0, controller = 1, active_namespaces = 2, descriptors = 3 };
@@ -92,55 +95,22 @@ void put_padded(char (&field)[N], std::string_view text)
     std::memcpy(field, text.data(), std::min(text.size(), N));
 }
 
-std::uint64_t fnv1a(std::string_view text, std::uint64_t hash)
-{
-    for (const char c : text) {
-        hash = (hash ^ static_cast<unsigned char>(c)) * 0x100'0000'01b3;
-    }
-    return hash;
-}
-
-/// A UUID of version 8 (RFC 9562 5.8) that follows from the serial number: the same after every restart.
-std::array<std::uint8_t, 16> derive_uuid(std::string_view serial, std::uint32_t nsid)
-{
-    const auto name = std::string(serial) + "/" + std::to_string(nsid);
-    const std::uint64_t halves[2] = {fnv1a(name, 0xcbf2'9ce4'8422'2325), fnv1a(name, 0x9e37'79b9'7f4a'7c15)};
-    std::array<std::uint8_t, 16> uuid;
-    for (std::size_t i = 0; i < uuid.size(); ++i) {
-        uuid[i] = static_cast<std::uint8_t>(halves[i / 8] >> (8 * (i % 8)));
-    }
-    uuid[6] = static_cast<std::uint8_t>((uuid[6] & 0x0f) | 0x80);
-    uuid[8] = static_cast<std::uint8_t>((uuid[8] & 0x3f) | 0x80);
-    return uuid;
-}
-
-/// NVMe 7.9: the form with a UUID.
-std::string subsystem_name(std::string_view serial)
-{
-    constexpr std::string_view kHex = "0123456789abcdef";
-    std::string name = "nqn.2014-08.org.nvmexpress:uuid:";
-    const auto uuid = derive_uuid(serial, 0);
-    for (std::size_t i = 0; i < uuid.size(); ++i) {
-        if (i == 4 || i == 6 || i == 8 || i == 10) {
-            name += '-';
-        }
-        name += kHex[uuid[i] >> 4];
-        name += kHex[uuid[i] & 0xf];
-    }
-    return name;
-}
-
 std::vector<std::byte> controller_page(const ControllerIdentity &identity)
 {
     IdentifyController page;
     page.vid = kPciVendorId;
     page.ssvid = kPciVendorId;
-    put_padded(page.sn, identity.serial);
+    put_padded(page.sn, identity.disk.serial);
     put_padded(page.mn, "virtio-vfio-user NVMe");
     put_padded(page.fr, kFirmwareRevision);
     page.rab = 4;
+    constexpr std::uint8_t kSeveralControllers = 1u << 1;
+    page.cmic = identity.disk.shared ? kSeveralControllers : 0;
     page.mdts = kMdts;
+    page.cntlid = identity.disk.cntlid;
     page.ver = kVersion;
+    page.rtd3r = kResumeLatency;
+    page.rtd3e = kShutdownLatency;
     page.cntrltype = 1;  // I/O controller
     constexpr std::uint16_t kDoorbellBufferConfig = 1u << 8;
     page.oacs = kDoorbellBufferConfig;
@@ -158,7 +128,7 @@ std::vector<std::byte> controller_page(const ControllerIdentity &identity)
     page.oncs = kCompare | kDatasetManagement | kWriteZeroes | kSelect;
     constexpr std::uint8_t kFlushTakesBroadcast = 3u << 1;
     page.vwc = static_cast<std::uint8_t>(kFlushTakesBroadcast | (identity.volatile_cache ? 1 : 0));
-    const auto name = subsystem_name(identity.serial);
+    const auto &name = identity.disk.subsystem_nqn;
     std::memcpy(page.subnqn, name.data(), name.size());
     page.psd[0].mp = 2500;
     return page_of(page);
@@ -183,8 +153,10 @@ std::vector<std::byte> namespace_page(const ControllerIdentity &identity, std::u
     page.dlfeat = ns.discard_zeroes ? kReadsZero | kWriteZeroesDeallocates : 0;
     page.nvmcap_low = ns.blocks * kBlockSize;
     page.nsattr = ns.write_protected ? 1 : 0;
-    const auto uuid = derive_uuid(identity.serial, nsid);
-    std::copy(uuid.begin(), uuid.end(), page.nguid);
+    page.nmic = identity.disk.shared ? 1 : 0;
+    if (ns.ids.nguid) {
+        std::copy(ns.ids.nguid->begin(), ns.ids.nguid->end(), page.nguid);
+    }
     page.lbaf[0] = kBlockShift << 16;
     return page_of(page);
 }
@@ -206,15 +178,19 @@ std::vector<std::byte> active_namespaces_page(const ControllerIdentity &identity
 std::vector<std::byte> descriptors_page(const ControllerIdentity &identity, std::uint32_t nsid)
 {
     std::vector<std::byte> page(kPageSize);
-    const auto uuid = derive_uuid(identity.serial, nsid);
+    const auto &ids = identity.namespaces[nsid - 1].ids;
     std::size_t offset = 0;
-    constexpr std::uint8_t kNguid = 2, kUuid = 3;
-    for (const auto type : {kNguid, kUuid}) {
+    const auto add = [&](std::uint8_t type, const std::array<std::uint8_t, 16> &id) {
         page[offset] = std::byte{type};
-        page[offset + 1] = std::byte{uuid.size()};
-        std::memcpy(&page[offset + 4], uuid.data(), uuid.size());
-        offset += 4 + uuid.size();
+        page[offset + 1] = static_cast<std::byte>(id.size());
+        std::memcpy(&page[offset + 4], id.data(), id.size());
+        offset += 4 + id.size();
+    };
+    constexpr std::uint8_t kNguid = 2, kUuid = 3;
+    if (ids.nguid) {
+        add(kNguid, *ids.nguid);
     }
+    add(kUuid, ids.uuid);
     return page;
 }
 

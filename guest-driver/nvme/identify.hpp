@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "identity.hpp"
 #include "spec.hpp"
 #include "vvfu/base/expected.hpp"
 
@@ -15,18 +16,18 @@ inline constexpr std::uint16_t kPciVendorId = 0x1af4;
 /// From the range that the vendor leaves for experiments (QEMU's docs/specs/pci-ids.rst); drivers go by the class code.
 inline constexpr std::uint16_t kPciDeviceId = 0x10f1;
 inline constexpr std::uint16_t kPciSubsystemId = 0x1100;
-inline constexpr std::size_t kSerialSize = 20;
 
 /// What Identify says about one namespace.
 struct NamespaceIdentity {
     std::uint64_t blocks = 0;
     bool write_protected = false;
     bool discard_zeroes = false;
+    NamespaceIds ids;
 };
 
 /// What Identify says about the controller.
 struct ControllerIdentity {
-    std::string serial;  ///< at most kSerialSize characters
+    DiskIdentity disk;  ///< its namespaces are repeated below
     bool volatile_cache = false;
     std::vector<NamespaceIdentity> namespaces;  ///< namespace 1 first
 };

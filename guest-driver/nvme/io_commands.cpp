@@ -44,6 +44,14 @@ ByteRange bytes_of(std::uint64_t slba, std::uint64_t count)
     return {slba << kBlockShift, count << kBlockShift};
 }
 
+/// What the kernel reports when a medium or a path to it fails: BLK_STS_IOERR, _MEDIUM, _TARGET, _PROTECTION, and file
+/// systems that found damage.
+bool is_media_error(int error)
+{
+    return error == EIO || error == ENODATA || error == EREMOTEIO || error == EILSEQ || error == EBADMSG ||
+           error == EUCLEAN;
+}
+
 }  // namespace
 
 template <typename F>
@@ -59,13 +67,13 @@ auto IoCommands::on_success(const CommandPtr &command, F next)
 }
 
 template <typename F>
-auto IoCommands::on_backing(const CommandPtr &command, Access access, F next)
+auto IoCommands::on_backing(const CommandPtr &command, const Namespace &ns, Access access, F next)
 {
-    return activity_.track([this, command, access, next = std::move(next)](int error) {
+    return activity_.track([this, command, &ns, access, next = std::move(next)](int error) {
         if (error == 0) {
             next();
         } else {
-            engine_.complete(command, backing_status(error, access));
+            engine_.complete(command, backing_status(error, ns, access));
         }
     });
 }
@@ -75,16 +83,51 @@ auto IoCommands::complete_with(const CommandPtr &command)
     return [this, command](Status status) { engine_.complete(command, status); };
 }
 
-Status IoCommands::backing_status(int error, Access access)
+Status IoCommands::backing_status(int error, const Namespace &ns, Access access)
 {
-    if (error == ENOSPC || error == EDQUOT) {
+    const bool reads = access == Access::read;
+    const bool no_space = error == ENOSPC || error == EDQUOT;
+    ++(no_space ? health_.no_space : reads ? health_.read_errors : health_.write_errors);
+    reports_.report(no_space ? Reports::Kind::no_space : Reports::Kind::storage_error, spdlog::level::err,
+                    "a " + std::string(reads ? "read from" : "write to") + " backing " + ns.backing->name() +
+                        " failed: " + std::strerror(error));
+    if (no_space) {
         return Status::capacity_exceeded;
     }
-    if (error != EIO) {
+    if (!is_media_error(error)) {
         return Status::internal_error;  // ours, not the medium's: ENOMEM, EFAULT, ...
     }
     ++health_.media_errors;
-    return access == Access::read ? Status::unrecovered_read_error : Status::write_fault;
+    return reads ? Status::unrecovered_read_error : Status::write_fault;
+}
+
+void IoCommands::storage_lost(Namespace &ns, int error)
+{
+    ++health_.flush_errors;
+    if (std::exchange(ns.lost, true)) {
+        return;
+    }
+    ++health_.media_errors;
+    health_.reliability_degraded = true;
+    reports_.report(Reports::Kind::storage_lost, spdlog::level::err,
+                    "backing " + ns.backing->name() + " has lost data that was written (" + std::strerror(error) +
+                        "): every flush fails from now on; repair the storage, check its contents, start again");
+    lost_();
+}
+
+template <typename F>
+void IoCommands::make_durable(Namespace &ns, F then)
+{
+    if (ns.read_only) {
+        then(Status::success);  // nothing was written; and what others wrote is not ours to answer for
+        return;
+    }
+    ns.backing->flush(activity_.track([this, &ns, then = std::move(then)](int error) {
+        if (error != 0) {
+            storage_lost(ns, error);
+        }
+        then(error == 0 ? Status::success : Status::write_lost);
+    }));
 }
 
 void IoCommands::execute(const CommandPtr &command)
@@ -138,9 +181,6 @@ void IoCommands::transfer(const CommandPtr &command, Access access, DmaDirection
         engine_.complete(command, extent.error());
         return;
     }
-    const bool reads = access == Access::read;
-    ++(reads ? health_.reads : health_.writes);
-    (reads ? health_.blocks_read : health_.blocks_written) += extent->range.size >> kBlockShift;
     const auto mapped = [command, extent = *extent, work = std::move(work)] {
         command->executing = true;
         work(extent);
@@ -148,22 +188,58 @@ void IoCommands::transfer(const CommandPtr &command, Access access, DmaDirection
     transfer_.map(command, extent->range.size, direction, on_success(command, mapped));
 }
 
+/// Failed commands are not counted (NVMe 5.14.1.2: commands completed).
+void IoCommands::count(Access access, const Extent &extent) noexcept
+{
+    const bool reads = access == Access::read;
+    ++(reads ? health_.reads : health_.writes);
+    (reads ? health_.blocks_read : health_.blocks_written) += extent.range.size >> kBlockShift;
+}
+
+template <typename F>
+void IoCommands::read_backing(const CommandPtr &command, const Extent &extent, std::span<const iovec> pieces, F next)
+{
+    const auto read = [=, this, next = std::move(next)] {
+        extent.ns->backing->read(extent.range.offset, pieces, on_backing(command, *extent.ns, Access::read, [=, this] {
+                                     count(Access::read, extent);
+                                     next();
+                                 }));
+    };
+    if ((command->entry.cdw12 & kForceUnitAccess) != 0) {
+        make_durable(*extent.ns, on_success(command, read));
+    } else {
+        read();
+    }
+}
+
 void IoCommands::read(const CommandPtr &command)
 {
     transfer(command, Access::read, DmaDirection::to_peer, [this, command](const Extent &extent) {
-        extent.ns->backing->read(extent.range.offset, command->data.iov(), on_backing(command, Access::read, [=, this] {
-                                     transfer_.finish(command, complete_with(command));
-                                 }));
+        read_backing(command, extent, command->data.iov(),
+                     [this, command] { transfer_.finish(command, complete_with(command)); });
     });
 }
 
 void IoCommands::write(const CommandPtr &command)
 {
     transfer(command, Access::write, DmaDirection::from_peer, [this, command](const Extent &extent) {
-        extent.ns->backing->write(
-            extent.range.offset, command->data.iov(), durable(command->entry),
-            on_backing(command, Access::write, [=, this] { engine_.complete(command, Status::success); }));
+        extent.ns->backing->write(extent.range.offset, command->data.iov(),
+                                  on_backing(command, *extent.ns, Access::write, [=, this] {
+                                      count(Access::write, extent);
+                                      finish_write(command, *extent.ns);
+                                  }));
     });
+}
+
+/// Whether it must be durable is asked afterwards: the host may have turned the write cache off meanwhile.
+void IoCommands::finish_write(const CommandPtr &command, Namespace &ns)
+{
+    command->data = {};  // the flush does not need it, and an unmap may be waiting for it
+    if (durable(command->entry)) {
+        make_durable(ns, complete_with(command));
+    } else {
+        engine_.complete(command, Status::success);
+    }
 }
 
 void IoCommands::compare(const CommandPtr &command)
@@ -171,8 +247,7 @@ void IoCommands::compare(const CommandPtr &command)
     transfer(command, Access::read, DmaDirection::from_peer, [this, command](const Extent &extent) {
         command->buffer.resize(extent.range.size);
         const auto piece = std::make_shared<iovec>(iovec{command->buffer.data(), command->buffer.size()});
-        extent.ns->backing->read(extent.range.offset, {piece.get(), 1},
-                                 on_backing(command, Access::read, [=, this, keep = piece] { compare_data(command); }));
+        read_backing(command, extent, {piece.get(), 1}, [this, command, keep = piece] { compare_data(command); });
     });
 }
 
@@ -198,9 +273,10 @@ void IoCommands::write_zeroes(const CommandPtr &command)
     }
     command->executing = true;
     const bool deallocate = (command->entry.cdw12 & kDeallocate) != 0;
-    extent->ns->backing->write_zeroes(
-        extent->range, deallocate, durable(command->entry),
-        on_backing(command, Access::write, [this, command] { engine_.complete(command, Status::success); }));
+    auto &ns = *extent->ns;
+    ns.backing->write_zeroes(extent->range, deallocate, on_backing(command, ns, Access::write, [this, command, &ns] {
+                                 finish_write(command, ns);
+                             }));
 }
 
 void IoCommands::dataset_management(const CommandPtr &command)
@@ -237,7 +313,7 @@ void IoCommands::deallocate(const CommandPtr &command, Namespace &ns)
         engine_.complete(command, Status::namespace_write_protected);
         return;
     }
-    ns.backing->discard(std::move(ranges), on_backing(command, Access::write,
+    ns.backing->discard(std::move(ranges), on_backing(command, ns, Access::write,
                                                       [this, command] { engine_.complete(command, Status::success); }));
 }
 
@@ -253,8 +329,7 @@ void IoCommands::flush(const CommandPtr &command)
         engine_.complete(command, Status::invalid_namespace);
         return;
     }
-    ns->backing->flush(
-        on_backing(command, Access::write, [this, command] { engine_.complete(command, Status::success); }));
+    make_durable(*ns, complete_with(command));
 }
 
 void IoCommands::flush_all(std::function<void(Status)> done)
@@ -266,14 +341,12 @@ void IoCommands::flush_all(std::function<void(Status)> done)
     };
     const auto progress = std::make_shared<Progress>(Progress{namespaces_.size(), Status::success, std::move(done)});
     for (auto &ns : namespaces_) {
-        ns.backing->flush(activity_.track([this, progress](int error) {
-            if (error != 0) {
-                progress->status = backing_status(error, Access::write);
-            }
+        make_durable(ns, [progress](Status status) {
+            progress->status = status == Status::success ? progress->status : status;
             if (--progress->left == 0) {
                 progress->done(progress->status);
             }
-        }));
+        });
     }
 }
 

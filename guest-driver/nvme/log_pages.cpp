@@ -115,16 +115,17 @@ std::vector<std::byte> ErrorLog::page() const
     return page;
 }
 
-std::vector<std::byte> smart_page(const HealthCounters &counters, bool temperature_warning, std::uint64_t error_count)
+std::vector<std::byte> smart_page(const HealthCounters &counters, std::uint8_t critical_warning,
+                                  std::uint64_t error_count)
 {
     SmartPage page;
-    page.critical_warning = temperature_warning ? 1u << 1 : 0u;
+    page.critical_warning = critical_warning;
     page.composite_temperature = kTemperature;
     page.data_units_read.low = data_units(counters.blocks_read);
     page.data_units_written.low = data_units(counters.blocks_written);
     page.host_reads.low = counters.reads;
     page.host_writes.low = counters.writes;
-    page.power_cycles.low = 1;
+    page.power_cycles.low = counters.power_cycles;
     const auto on = std::chrono::steady_clock::now() - counters.power_on;
     page.power_on_hours.low = static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::hours>(on).count());
     page.unsafe_shutdowns.low = counters.unsafe_shutdowns;

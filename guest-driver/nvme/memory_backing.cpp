@@ -68,7 +68,7 @@ void MemoryBacking::read(std::uint64_t offset, std::span<const iovec> iov, Done 
     done(0);
 }
 
-void MemoryBacking::write(std::uint64_t offset, std::span<const iovec> iov, bool /*durable*/, Done done)
+void MemoryBacking::write(std::uint64_t offset, std::span<const iovec> iov, Done done)
 {
     std::byte *to = data_ + offset;
     for (const auto &piece : iov) {
@@ -94,7 +94,7 @@ int MemoryBacking::zero(ByteRange range)
     return madvise(data_ + first_page, last_page - first_page, MADV_DONTNEED) == 0 ? 0 : errno;
 }
 
-void MemoryBacking::write_zeroes(ByteRange range, bool /*deallocate*/, bool /*durable*/, Done done)
+void MemoryBacking::write_zeroes(ByteRange range, bool /*deallocate*/, Done done)
 {
     done(zero(range));
 }

@@ -20,10 +20,12 @@ public:
     [[nodiscard]] bool volatile_cache() const noexcept override { return false; }
     [[nodiscard]] bool discard_zeroes() const noexcept override { return true; }
     void read(std::uint64_t offset, std::span<const iovec> iov, Done done) override;
-    void write(std::uint64_t offset, std::span<const iovec> iov, bool durable, Done done) override;
-    void flush(Done done) override { done(0); }
-    void write_zeroes(ByteRange range, bool deallocate, bool durable, Done done) override;
+    void write(std::uint64_t offset, std::span<const iovec> iov, Done done) override;
+    void write_zeroes(ByteRange range, bool deallocate, Done done) override;
     void discard(std::vector<ByteRange> ranges, Done done) override;
+
+protected:
+    void sync(Done done) override { done(0); }
 
 private:
     MemoryBacking(std::byte *data, std::uint64_t size) noexcept : data_(data), size_(size) {}

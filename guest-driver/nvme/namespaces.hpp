@@ -13,6 +13,7 @@ namespace vvfu::nvme {
 struct Namespace {
     std::unique_ptr<Backing> backing;
     bool read_only = false;
+    bool lost = false;  ///< a flush has failed: what was acknowledged is not all there
 
     [[nodiscard]] std::uint64_t blocks() const noexcept { return backing->size() >> kBlockShift; }
 };

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "nvme_options.hpp"
 
+#include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <map>
 #include <optional>
-#include <random>
 #include <string_view>
 #include <utility>
 
@@ -56,38 +56,7 @@ guest::Result<void> check(const NvmeOptions &options)
         return guest::failure("nvme takes 1 to " + std::to_string(kMaxQueuePairs) + " queue pairs, not " +
                               std::to_string(options.queue_pairs));
     }
-    const bool printable =
-        std::all_of(options.serial.begin(), options.serial.end(), [](char c) { return c >= ' ' && c <= '~'; });
-    if (options.serial.size() > kSerialSize || !printable) {
-        return guest::failure("the serial number \"" + options.serial + "\" is not one of at most " +
-                              std::to_string(kSerialSize) + " printable ASCII characters");
-    }
     return options.read_only ? guest::Result<void>{} : check_distinct(options.backings);
-}
-
-/// Two disks with one serial number would be paths to one disk for the driver: hence not from the name alone.
-std::string make_serial(const std::vector<std::string> &backings)
-{
-    std::uint64_t hash = 0xcbf2'9ce4'8422'2325;
-    bool found = false;
-    const auto mix = [&](std::uint64_t value) { hash = (hash ^ value) * 0x100'0000'01b3; };
-    for (const auto &name : backings) {
-        if (const auto id = file_id(name)) {
-            found = true;
-            mix(id->first);
-            mix(id->second);
-        }
-    }
-    if (!found) {
-        std::random_device random;
-        mix(random());
-        mix(random());
-    }
-    std::string serial = "VVFU";
-    for (int shift = 60; shift >= 0; shift -= 4) {
-        serial += "0123456789ABCDEF"[hash >> shift & 0xf];
-    }
-    return serial;
 }
 
 }  // namespace
@@ -104,8 +73,21 @@ guest::Result<std::unique_ptr<guest::DeviceModel>> make_nvme(const NvmeOptions &
     if (const auto checked = check(options); !checked) {
         return make_unexpected(checked.error());
     }
+    auto identity = choose_identity(options.identity, services.uuid, options.backings);
+    if (!identity) {
+        return make_unexpected(identity.error());
+    }
+    const bool lasting_data = std::any_of(options.backings.begin(), options.backings.end(),
+                                          [](const auto &name) { return !name.starts_with("mem:"); });
+    if (!identity->persistent && lasting_data) {
+        spdlog::info(
+            "nvme: serial number {} and the other identifiers of this disk are new at each start, because nothing "
+            "names "
+            "it: give the function a uuid= of its own, or use --serial",
+            identity->serial);
+    }
     Controller::Config config;
-    config.serial = options.serial.empty() ? make_serial(options.backings) : options.serial;
+    config.identity = std::move(*identity);
     config.queue_pairs = options.queue_pairs;
     for (const auto &name : options.backings) {
         auto backing = open_backing(name, options.read_only, services.workers);

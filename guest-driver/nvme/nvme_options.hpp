@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "identity.hpp"
 #include "vvfu/guest/device_model.hpp"
 #include "vvfu/guest/error.hpp"
 
@@ -17,9 +18,7 @@ struct NvmeOptions {
     /// The same file or device twice only with read_only.
     std::vector<std::string> backings;
     bool read_only = false;  ///< every namespace is write protected
-    /// Serial number: at most 20 printable ASCII characters. Empty: derived from the backing files, so that it is the
-    /// same each time; random when all backings are memory.
-    std::string serial;
+    IdentityOptions identity;
     std::uint16_t queue_pairs = 32;  ///< I/O queue pairs, 1 to kMaxQueuePairs; one MSI-X vector each, and one for admin
 };
 

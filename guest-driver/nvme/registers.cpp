@@ -9,11 +9,12 @@ namespace vvfu::nvme {
 namespace {
 
 /// NVMe 3.1.1. Doorbell stride 0 (four bytes), no memory buffers, no subsystem reset, round robin only.
-constexpr std::uint64_t kCapValue = (kMaxQueueEntries - 1)     // MQES, 0's based
-                                    | std::uint64_t{1} << 16   // CQR: contiguous queues required
-                                    | std::uint64_t{60} << 24  // TO: 30 s, the backing may have much to flush
-                                    | std::uint64_t{1} << 37   // CSS: NVM command set
-                                    | std::uint64_t{0} << 48   // MPSMIN: 4 KiB
+constexpr std::uint64_t kCapValue = (kMaxQueueEntries - 1)    // MQES, 0's based
+                                    | std::uint64_t{1} << 16  // CQR: contiguous queues required
+                                    | std::uint64_t{kTransitionTimeout * 2}
+                                          << 24               // TO, the backing may have much to flush
+                                    | std::uint64_t{1} << 37  // CSS: NVM command set
+                                    | std::uint64_t{0} << 48  // MPSMIN: 4 KiB
                                     | std::uint64_t{kMaxPageShift - kMinPageShift} << 52;  // MPSMAX
 
 constexpr std::uint32_t kCcMask = 0x00ff'fff1;  // the rest is reserved

@@ -25,6 +25,7 @@ inline constexpr std::uint32_t kMdts = 7;  ///< power of two of minimum pages
 inline constexpr std::uint32_t kMaxTransfer = 1u << (kMinPageShift + kMdts);
 
 inline constexpr std::uint32_t kMaxQueueEntries = 4096;  ///< CAP.MQES + 1
+inline constexpr std::uint32_t kTransitionTimeout = 30;  ///< seconds that a flush may take: CAP.TO, RTD3E
 inline constexpr std::uint32_t kBroadcastNsid = 0xffff'ffff;
 
 /// NVMe 4.2: submission queue entry, common command format.
@@ -88,6 +89,9 @@ enum class Status : std::uint16_t {
     write_fault = 0x280,
     unrecovered_read_error = 0x281,
     compare_failure = 0x285,
+
+    /// Write Fault that no repetition mends: what had been acknowledged is lost. Do Not Retry is part of the value.
+    write_lost = 0x4280,
 };
 
 /// Whether the same command could succeed later: decides the Do Not Retry bit.
@@ -102,7 +106,7 @@ enum class Status : std::uint16_t {
 /// Status field of a completion as NVMe 4.6.1 lays it out, without the phase tag (bit 0 is 0).
 [[nodiscard]] constexpr std::uint16_t status_field(Status status, bool more) noexcept
 {
-    auto field = static_cast<std::uint16_t>(static_cast<unsigned>(status) << 1);
+    const auto field = static_cast<std::uint16_t>(static_cast<unsigned>(status) << 1);
     if (status == Status::success) {
         return field;
     }

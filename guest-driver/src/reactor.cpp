@@ -9,6 +9,7 @@
 #include <array>
 #include <cerrno>
 #include <limits>
+#include <span>
 #include <system_error>
 #include <utility>
 
@@ -18,6 +19,25 @@ namespace {
 std::string error_text(const char *what, int error)
 {
     return std::string{what} + ": " + std::generic_category().message(error);
+}
+
+/// epoll_wait() for at most `limit`, to the nanosecond where the kernel can (Linux 5.11).
+int wait_for_events(int epoll, std::span<epoll_event> events, Nanoseconds limit)
+{
+    const auto size = static_cast<int>(events.size());
+    if (limit == kNever || limit == Nanoseconds::zero()) {
+        return ::epoll_wait(epoll, events.data(), size, limit == kNever ? -1 : 0);
+    }
+    const auto seconds = std::chrono::floor<std::chrono::seconds>(limit);
+    const timespec timeout{static_cast<time_t>(seconds.count()), static_cast<long>((limit - seconds).count())};
+    const int count = ::epoll_pwait2(epoll, events.data(), size, &timeout, nullptr);
+    if (count >= 0 || errno != ENOSYS) {
+        return count;
+    }
+    // Rounded up: waking early would only mean another round.
+    const auto milliseconds = std::chrono::ceil<std::chrono::milliseconds>(limit).count();
+    return ::epoll_wait(epoll, events.data(), size,
+                        static_cast<int>(std::min<std::int64_t>(milliseconds, std::numeric_limits<int>::max())));
 }
 
 }  // namespace
@@ -121,7 +141,7 @@ void Reactor::run_once(Nanoseconds until)
 {
     thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     std::array<epoll_event, 16> events;
-    const int count = ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), wait_timeout(until));
+    const int count = wait_for_events(epoll_.get(), events, wait_limit(until));
     for (int i = 0; i < count; ++i) {
         const auto &event = events[static_cast<std::size_t>(i)];
         auto *watcher = static_cast<Watcher *>(event.data.ptr);
@@ -135,24 +155,15 @@ void Reactor::run_once(Nanoseconds until)
     thread_.store(std::thread::id{}, std::memory_order_relaxed);
 }
 
-int Reactor::wait_timeout(Nanoseconds until)
+Nanoseconds Reactor::wait_limit(Nanoseconds until)
 {
     if (has_posted_.load(std::memory_order_acquire) || stopped_.load(std::memory_order_acquire)) {
-        return 0;
+        return Nanoseconds::zero();
     }
     if (!timers_.empty()) {
         until = std::min(until, timers_.top().when);
     }
-    if (until == kNever) {
-        return -1;
-    }
-    const auto wait = until - now();
-    if (wait <= Nanoseconds::zero()) {
-        return 0;
-    }
-    // Rounded up: waking early would only mean another round.
-    const auto milliseconds = std::chrono::ceil<std::chrono::milliseconds>(wait).count();
-    return static_cast<int>(std::min<std::int64_t>(milliseconds, std::numeric_limits<int>::max()));
+    return until == kNever ? kNever : std::max(until - now(), Nanoseconds::zero());
 }
 
 void Reactor::run_timers()

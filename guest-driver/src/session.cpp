@@ -480,7 +480,13 @@ Session::~Session() = default;
 
 DeviceServices Session::services()
 {
-    return {impl_->reactor_, impl_->workers_, impl_->dma_, *this, impl_->transport_.region_memory()};
+    const auto uuid = impl_->transport_.config().uuid;
+    return {impl_->reactor_,
+            impl_->workers_,
+            impl_->dma_,
+            *this,
+            impl_->transport_.region_memory(),
+            uuid == Uuid{} ? std::nullopt : std::optional(uuid)};
 }
 
 void Session::start(DeviceModel &model, std::function<void(Result<void>)> registered, std::function<void(Error)> failed)

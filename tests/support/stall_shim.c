@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // Preloaded into a program under test: storage that hangs. The calls named in VVFU_STALL ("preadv,fdatasync") write a
-// byte to the fd VVFU_STALLED and then wait for one from the fd VVFU_RELEASE, before they go on.
+// byte to the fd VVFU_STALLED and then wait for one from the fd VVFU_RELEASE, before they go on. The first fdatasync
+// fails when VVFU_FAIL_SYNC is an errno, and only that one: as after a write-back that failed.
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
@@ -49,7 +52,13 @@ ssize_t pwritev(int fd, const struct iovec *iov, int count, off_t offset)
 
 int fdatasync(int fd)
 {
+    static atomic_flag failed = ATOMIC_FLAG_INIT;
+    const char *error = getenv("VVFU_FAIL_SYNC");
     stall("fdatasync");
+    if (error && !atomic_flag_test_and_set(&failed)) {
+        errno = atoi(error);
+        return -1;
+    }
     return NEXT(fdatasync)(fd);
 }
 

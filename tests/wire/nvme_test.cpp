@@ -2,6 +2,7 @@
 //
 // NVMe end to end through vvfu-loopback: mapped and message-only memory, file and memory backing, sessions one after
 // the other.
+#include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <filesystem>
@@ -289,6 +290,44 @@ TEST(NvmeWire, PeerKilledDuringIoCostsOnlyItsSession)
     NvmeSession next(loopback);
     ASSERT_EQ(next.host.create_io_queue(1, 16).status, 0);
     write_and_verify(next.host, 1);
+}
+
+/// fdatasync fails once and then succeeds, as Linux does it after a write-back that failed.
+TEST(NvmeWire, AFlushThatFailedOnceIsReportedUntilTheProgramIsStartedAgain)
+{
+    TemporaryDirectory directory;
+    const auto image = directory.path("disk.img");
+    std::ofstream(image).put('\0');
+    std::filesystem::resize_file(image, 16 * kMiB);
+    const std::vector<std::string> nvme{"nvme", "--serial=LOSS", "--backing=" + image};
+    const auto flush = NvmeCommand(0x00, 1);
+    constexpr std::uint16_t kWriteFault = 0x280;
+    const Bytes block(512, std::byte{1});
+    {
+        LoopbackProcess loopback(loopback_program(), nvme, {},
+                                 {"LD_PRELOAD=" VVFU_STALL_SHIM, "VVFU_FAIL_SYNC=" + std::to_string(EIO),
+                                  "ASAN_OPTIONS=verify_asan_link_order=0"});
+        {
+            NvmeSession session(loopback);
+            ASSERT_EQ(session.host.create_io_queue(1, 16).status, 0);
+            ASSERT_EQ(session.host.write(1, 1, 0, block).status, 0);
+            for (int retry = 0; retry < 3; ++retry) {
+                EXPECT_EQ(session.host.execute(1, flush).status, kWriteFault) << retry;
+            }
+        }
+        NvmeSession session(loopback);
+        ASSERT_EQ(session.host.create_io_queue(1, 16).status, 0);
+        EXPECT_EQ(session.host.execute(1, flush).status, kWriteFault) << "to the next peer, too";
+        const auto errors = loopback.process().errors();
+        const auto line = errors.find("has lost data that was written");
+        EXPECT_NE(line, std::string::npos) << errors;
+        EXPECT_EQ(errors.find("has lost data", line + 1), std::string::npos) << "once: " << errors;
+    }
+    LoopbackProcess again(loopback_program(), nvme);
+    NvmeSession session(again);
+    ASSERT_EQ(session.host.create_io_queue(1, 16).status, 0);
+    EXPECT_EQ(session.host.execute(1, flush).status, 0);
+    EXPECT_TRUE(session.host.shut_down());
 }
 
 }  // namespace

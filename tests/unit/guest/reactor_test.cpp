@@ -5,10 +5,30 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <string>
 #include <thread>
+
+namespace {
+
+timespec longest_wait{};
+bool old_kernel = false;
+
+}  // namespace
+
+/// The reactor's own calls come here.
+extern "C" int epoll_pwait2(int epoll, epoll_event *events, int size, const timespec *timeout, const sigset_t *mask)
+{
+    longest_wait = *timeout;
+    if (old_kernel) {
+        errno = ENOSYS;
+        return -1;
+    }
+    return static_cast<int>(::syscall(SYS_epoll_pwait2, epoll, events, size, timeout, mask, sizeof(long)));
+}
 
 namespace vvfu::guest {
 namespace {
@@ -34,6 +54,29 @@ TEST_F(ReactorTest, RunsPostedTasksInOrderAndNotInsidePost)
     EXPECT_EQ(order, "ab");
     reactor->run_once();
     EXPECT_EQ(order, "abc");
+}
+
+TEST_F(ReactorTest, TimersAreNotRoundedToMilliseconds)
+{
+    bool fired = false;
+    reactor->after(200us, [&] { fired = true; });
+    longest_wait = {};
+    while (!fired) {
+        reactor->run_once();
+        EXPECT_EQ(longest_wait.tv_sec, 0);
+        EXPECT_LE(longest_wait.tv_nsec, 200'000) << "what is asked of the kernel";
+    }
+}
+
+TEST_F(ReactorTest, OldKernelsHaveTimersToo)
+{
+    old_kernel = true;
+    bool fired = false;
+    reactor->after(1ms, [&] { fired = true; });
+    while (!fired) {
+        reactor->run_once();
+    }
+    old_kernel = false;
 }
 
 TEST_F(ReactorTest, PostFromAnotherThreadWakesTheLoop)

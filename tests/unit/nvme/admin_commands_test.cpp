@@ -171,7 +171,8 @@ TEST_F(AdminCommands, LogPageOffsetAndExcessLength)
     host.fetch(admin(AdminOpcode::identify, 1), 4096);
     const auto whole = host.log_page(3, 512);
     EXPECT_EQ(field<std::uint8_t>(whole, 0), 1u);
-    EXPECT_EQ(text(whole, 8, 8), "0.1     ");
+    const std::string version = VVFU_VERSION;
+    EXPECT_EQ(text(whole, 8, 8), version + std::string(8 - version.size(), ' '));
     auto entry = admin(AdminOpcode::get_log_page, 255u << 16 | 3);
     entry.cdw12 = 8;
     const auto tail = host.fetch(entry, 1024);
@@ -215,11 +216,26 @@ TEST_F(AdminCommands, ErrorLogHasTheNewestFirst)
 TEST_F(AdminCommands, ErrorLogKeepsTheLast64)
 {
     for (int i = 0; i < 70; ++i) {
-        ASSERT_EQ(status(admin(static_cast<AdminOpcode>(0x7f))), Status::invalid_opcode);
+        ASSERT_EQ(status(create_cq(0)), Status::invalid_queue_identifier);
     }
     const auto log = host.log_page(1, 4096);
     EXPECT_EQ(field<Le64>(log, 0), 70u);
     EXPECT_EQ(field<Le64>(log, 63 * 64), 7u);
+}
+
+TEST_F(AdminCommands, ProbingIsNoError)
+{
+    EXPECT_EQ(status(admin(static_cast<AdminOpcode>(0x7f))), Status::invalid_opcode);
+    EXPECT_EQ(status(admin(AdminOpcode::identify, 0x05)), Status::invalid_field);
+    auto descriptors = admin(AdminOpcode::identify, 3);
+    descriptors.nsid = 17;
+    EXPECT_EQ(status(descriptors), Status::invalid_namespace);
+    EXPECT_EQ(status(admin(AdminOpcode::get_log_page, 0x7f)), Status::invalid_log_page);
+    EXPECT_EQ(status(admin(AdminOpcode::get_features, 0x0e)), Status::invalid_field);
+    EXPECT_EQ(status(admin(AdminOpcode::set_features, 0x0e)), Status::invalid_field);
+    EXPECT_EQ(field<Le64>(host.log_page(2, 512), 176), 0u) << "Number of Error Information Log Entries";
+    EXPECT_EQ(status(create_cq(0)), Status::invalid_queue_identifier);
+    EXPECT_EQ(field<Le64>(host.log_page(2, 512), 176), 1u) << "that was one";
 }
 
 TEST_F(AdminCommands, EffectsPageListsWhatIsSupported)

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "host.hpp"
+#include "test_backing.hpp"
 
 namespace vvfu::nvme::test {
 namespace {
@@ -362,14 +363,21 @@ TEST(ControllerInterrupts, IntmsMasksIntx)
     EXPECT_EQ(host.irqs.intx(), 1u);
 }
 
-TEST(ControllerInterrupts, WithoutMsixThereIsVectorZeroOnly)
+TEST(ControllerInterrupts, QueuesMayNameAnyVectorOfTheControllerWhileMsixIsOff)
 {
-    Host host;
+    auto options = Host::memory_options();
+    options.queue_pairs = 3;
+    Host host(options);
     host.enable(false);
-    auto cq = admin(AdminOpcode::create_io_cq, 15u << 16 | 1, 1u << 16 | 3);
+    auto cq = admin(AdminOpcode::create_io_cq, 15u << 16 | 1, 4u << 16 | 3);
     cq.prp1 = host.allocate(4096);
-    EXPECT_EQ(host.execute(0, cq).status, Status::invalid_interrupt_vector);
-    host.create_io_queue(1, 16, 0);
+    EXPECT_EQ(host.execute(0, cq).status, Status::invalid_interrupt_vector) << "it has 0 to 3";
+    host.create_io_queue(1, 16, 3);
+    host.set_msix(true);
+    host.submit(1, read_into(host));
+    host.ring_sq(1);
+    host.run();
+    EXPECT_EQ(host.irqs.msix(3), 1u);
 }
 
 TEST(ControllerInterrupts, CoalescingHoldsMessagesBackUntilThresholdOrTime)
@@ -558,6 +566,25 @@ TEST(ControllerShutdown, FlushesAfterWhatIsUnderWay)
         host.write_bar(reg::kCc, 0);
         EXPECT_EQ(host.read_bar(reg::kCsts), 0u);
     }
+}
+
+TEST(ControllerShutdown, NeverCompletesWhenItsFlushFailed)
+{
+    StorageScript script;
+    Host host(std::make_unique<TestBacking>(script));
+    host.start();
+    script.sync_errors = {EIO};
+    host.write_bar(reg::kCc, Host::kCcEnable | kNormalShutdown);
+    host.run();
+    EXPECT_EQ(host.shutdown_status(), 1u) << "occurring";
+    EXPECT_TRUE(host.fatal());
+    host.write_bar(reg::kCc, 0);
+    host.run();
+    EXPECT_EQ(host.read_bar(reg::kCsts), 0u);
+    host.start();
+    host.write_bar(reg::kCc, Host::kCcEnable | kNormalShutdown);
+    host.run();
+    EXPECT_EQ(host.shutdown_status(), 1u) << "the second try is not believed either";
 }
 
 TEST(ControllerShutdown, OfADisabledControllerCompletes)

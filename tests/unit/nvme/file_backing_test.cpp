@@ -40,7 +40,7 @@ TEST_F(FileBackingTest, MorePiecesThanOneCallTakes)
     for (std::size_t offset = 0; offset < data.size(); offset += 16) {
         pieces.push_back({&data[offset], 16});
     }
-    backing->write(512, pieces, true, done());
+    backing->write(512, pieces, done());
     ASSERT_EQ(finish(), 0);
     const auto contents = file.contents();
     EXPECT_TRUE(std::equal(data.begin(), data.end(), contents.begin() + 512));
@@ -56,7 +56,7 @@ TEST_F(FileBackingTest, RunsOnAWorkerAndSurvivesItsOwner)
     workers.deferred = true;
     auto data = pattern(512, 2);
     const iovec piece{data.data(), data.size()};
-    backing->write(0, {&piece, 1}, false, done());
+    backing->write(0, {&piece, 1}, done());
     EXPECT_EQ(finish(), -1) << "not before the worker ran";
     backing.reset();
     workers.run();
@@ -77,7 +77,7 @@ TEST_F(FileBackingTest, DiscardGivesSpaceBackAndKeepsTheSize)
 {
     const auto data = pattern(1 << 20, 3);
     const iovec piece{const_cast<std::byte *>(data.data()), data.size()};
-    backing->write(0, {&piece, 1}, true, done());
+    backing->write(0, {&piece, 1}, done());
     ASSERT_EQ(finish(), 0);
     backing->discard({{0, 512 * 1024}, {512 * 1024, 0}, {768 * 1024, 4096}}, done());
     ASSERT_EQ(finish(), 0);
@@ -111,7 +111,7 @@ TEST_F(FileBackingTest, ReadOnlyFileCannotBeWritten)
     ASSERT_TRUE(read_only);
     std::byte byte{};
     const iovec piece{&byte, 1};
-    (*read_only)->write(0, {&piece, 1}, false, done());
+    (*read_only)->write(0, {&piece, 1}, done());
     EXPECT_EQ(finish(), EBADF);
     (*read_only)->flush(done());
     EXPECT_EQ(finish(), 0);

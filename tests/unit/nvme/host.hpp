@@ -222,7 +222,10 @@ public:
     /// With a backing of the test's own.
     explicit Host(std::unique_ptr<Backing> backing)
     {
-        Controller::Config config{"TEST0001", 4, {}};
+        DiskIdentity identity;
+        identity.serial = "TEST0001";
+        identity.namespaces.resize(1);
+        Controller::Config config{std::move(identity), 4, {}};
         config.namespaces.push_back({std::move(backing), false});
         device_ =
             std::make_unique<Controller>(std::move(config), guest::DeviceServices{executor, workers, dma, irqs, {}});
@@ -241,7 +244,7 @@ public:
     {
         NvmeOptions options;
         options.backings = {"mem:1M"};
-        options.serial = "TEST0001";
+        options.identity.serial = "TEST0001";
         return options;
     }
     static NvmeOptions file_options(const TemporaryFile &file)

@@ -26,7 +26,17 @@ protected:
         return result;
     }
 
-    ControllerIdentity identity{"SERIAL", true, {{2048, false, true}, {100, true, false}}};
+    static ControllerIdentity make_identity()
+    {
+        ControllerIdentity identity;
+        identity.disk.serial = "SERIAL";
+        identity.disk.subsystem_nqn = "nqn.2014-08.org.nvmexpress:uuid:x";
+        identity.volatile_cache = true;
+        identity.namespaces = {{2048, false, true, {Uuid{1}, {}}}, {100, true, false, {Uuid{2}, {}}}};
+        return identity;
+    }
+
+    ControllerIdentity identity = make_identity();
 };
 
 TEST_F(IdentifyTest, ControllerFields)
@@ -44,7 +54,11 @@ TEST_F(IdentifyTest, ControllerFields)
     EXPECT_EQ(field<Le32>(data, 516), 2u) << "NN";
     EXPECT_EQ(field<Le16>(data, 520), 0x1du) << "ONCS: compare, dataset management, write zeroes, select";
     EXPECT_EQ(field<std::uint8_t>(data, 525), 7u) << "VWC";
-    EXPECT_EQ(text(data, 768, 32), "nqn.2014-08.org.nvmexpress:uuid:");
+    EXPECT_EQ(text(data, 768, 34), std::string("nqn.2014-08.org.nvmexpress:uuid:x\0", 34));
+    EXPECT_EQ(field<std::uint8_t>(data, 76), 0u) << "CMIC";
+    EXPECT_EQ(field<Le16>(data, 78), 0u) << "CNTLID";
+    EXPECT_GE(field<Le32>(data, 88), 5'000'000u) << "RTD3E: more than the 5 s that Linux gives anyway";
+    EXPECT_GT(field<Le32>(data, 84), 0u) << "RTD3R";
     identity.volatile_cache = false;
     EXPECT_EQ(field<std::uint8_t>(page(1), 525), 6u);
 }
@@ -60,7 +74,7 @@ TEST_F(IdentifyTest, NamespaceFields)
     EXPECT_EQ(field<Le64>(second, 0), 100u);
     EXPECT_EQ(field<std::uint8_t>(second, 33), 0u);
     EXPECT_EQ(field<std::uint8_t>(second, 99), 1u) << "write protected";
-    EXPECT_NE(text(first, 104, 16), text(second, 104, 16)) << "NGUID";
+    EXPECT_EQ(text(first, 104, 16), std::string(16, '\0')) << "NGUID: none";
 }
 
 TEST_F(IdentifyTest, NamespacesThatDoNotExist)
@@ -84,19 +98,30 @@ TEST_F(IdentifyTest, ActiveListStartsBehindTheGivenNamespace)
     EXPECT_EQ(field<Le32>(page(2, kBroadcastNsid - 2), 0), 0u);
 }
 
-TEST_F(IdentifyTest, DescriptorsAreStable)
+TEST_F(IdentifyTest, DescriptorsNameTheUuidAndAGivenNguid)
 {
-    const auto data = page(3, 2);
-    EXPECT_EQ(field<std::uint8_t>(data, 0), 2u) << "NGUID";
+    auto data = page(3, 2);
+    EXPECT_EQ(field<std::uint8_t>(data, 0), 3u) << "UUID";
     EXPECT_EQ(field<std::uint8_t>(data, 1), 16u);
-    EXPECT_EQ(text(data, 4, 16), text(page(0, 2), 104, 16));
+    EXPECT_EQ(field<std::uint8_t>(data, 4), 2u);
+    EXPECT_EQ(field<std::uint8_t>(data, 21), 0u) << "end of the list";
+    identity.namespaces[1].ids.nguid = Nguid{7};
+    data = page(3, 2);
+    EXPECT_EQ(field<std::uint8_t>(data, 0), 2u) << "NGUID";
+    EXPECT_EQ(field<std::uint8_t>(data, 4), 7u);
     EXPECT_EQ(field<std::uint8_t>(data, 20), 3u) << "UUID";
-    EXPECT_EQ(field<std::uint8_t>(data, 24 + 6) >> 4, 8u) << "version";
-    EXPECT_EQ(field<std::uint8_t>(data, 24 + 8) >> 6, 2u) << "variant";
     EXPECT_EQ(field<std::uint8_t>(data, 41), 0u) << "end of the list";
-    EXPECT_EQ(page(3, 2), data);
-    identity.serial = "OTHER";
-    EXPECT_NE(page(3, 2), data);
+    EXPECT_EQ(field<std::uint8_t>(page(0, 2), 104), 7u);
+}
+
+TEST_F(IdentifyTest, ASharedSubsystemSaysSo)
+{
+    identity.disk.shared = true;
+    identity.disk.cntlid = 0x1234;
+    const auto data = page(1);
+    EXPECT_EQ(field<std::uint8_t>(data, 76), 2u) << "CMIC";
+    EXPECT_EQ(field<Le16>(data, 78), 0x1234u);
+    EXPECT_EQ(field<std::uint8_t>(page(0, 1), 30), 1u) << "NMIC";
 }
 
 TEST_F(IdentifyTest, StructuresOfAbsentFeaturesAreInvalidField)

@@ -46,6 +46,18 @@ TEST_F(InterruptsTest, HeldBackUntilThresholdByVector)
     EXPECT_EQ(sent, (std::vector<std::uint16_t>{1, 2}));
 }
 
+TEST_F(InterruptsTest, TimeIsInUnitsOf100Microseconds)
+{
+    for (const std::uint32_t time : {1u, 2u, 255u}) {
+        coalesce(9, time);
+        interrupts.completions(1, 1);
+        ASSERT_EQ(executor.timers.size(), 1u);
+        EXPECT_EQ(executor.timers[0].first, std::chrono::microseconds{100 * time});
+        executor.fire_timers();
+    }
+    EXPECT_EQ(sent.size(), 3u);
+}
+
 TEST_F(InterruptsTest, TimerFindsNothingAfterReset)
 {
     coalesce(9, 1);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "host.hpp"
+#include "test_backing.hpp"
 
 namespace vvfu::nvme::test {
 namespace {
@@ -312,26 +313,11 @@ TEST(IoCommandsBackingErrors, TruncatedFileIsAMediaError)
     EXPECT_EQ(field<Le64>(errors, 16), 100u) << "LBA";
 }
 
-/// Fails every operation with one errno.
-class FailingBacking final : public Backing {
-public:
-    explicit FailingBacking(int error) : error_(error) {}
-    [[nodiscard]] std::uint64_t size() const noexcept override { return 1 << 20; }
-    [[nodiscard]] bool volatile_cache() const noexcept override { return true; }
-    [[nodiscard]] bool discard_zeroes() const noexcept override { return true; }
-    void read(std::uint64_t, std::span<const iovec>, Done done) override { done(error_); }
-    void write(std::uint64_t, std::span<const iovec>, bool, Done done) override { done(error_); }
-    void flush(Done done) override { done(error_); }
-    void write_zeroes(ByteRange, bool, bool, Done done) override { done(error_); }
-    void discard(std::vector<ByteRange>, Done done) override { done(error_); }
-
-private:
-    int error_;
-};
-
 Status failing_status(int error, IoOpcode opcode)
 {
-    Host host(std::make_unique<FailingBacking>(error));
+    StorageScript script;
+    script.read_error = script.write_error = error;
+    Host host(std::make_unique<TestBacking>(script));
     host.start();
     auto entry = io(opcode);
     if (opcode == IoOpcode::dataset_management) {
@@ -341,20 +327,196 @@ Status failing_status(int error, IoOpcode opcode)
     entry.prp1 = host.allocate(4096);
     const auto completion = host.execute(1, entry);
     EXPECT_FALSE(completion.do_not_retry);
+    const auto smart = host.log_page(2, 512);
+    for (const auto offset : {32u, 48u, 64u, 80u}) {
+        EXPECT_EQ(field<Le64>(smart, offset), 0u) << "failed commands are not counted";
+    }
     return completion.status;
 }
 
 TEST(IoCommandsBackingErrors, ErrnoDecidesTheStatus)
 {
-    for (const auto opcode : {IoOpcode::write, IoOpcode::flush, IoOpcode::write_zeroes, IoOpcode::dataset_management}) {
+    const auto media_errors = {EIO, ENODATA, EREMOTEIO, EILSEQ, EBADMSG};
+    for (const auto opcode : {IoOpcode::write, IoOpcode::write_zeroes, IoOpcode::dataset_management}) {
         EXPECT_EQ(failing_status(ENOSPC, opcode), Status::capacity_exceeded);
-        EXPECT_EQ(failing_status(EIO, opcode), Status::write_fault);
         EXPECT_EQ(failing_status(ENOMEM, opcode), Status::internal_error);
+        for (const int error : media_errors) {
+            EXPECT_EQ(failing_status(error, opcode), Status::write_fault) << std::strerror(error);
+        }
     }
     for (const auto opcode : {IoOpcode::read, IoOpcode::compare}) {
-        EXPECT_EQ(failing_status(EIO, opcode), Status::unrecovered_read_error);
         EXPECT_EQ(failing_status(EFAULT, opcode), Status::internal_error);
+        for (const int error : media_errors) {
+            EXPECT_EQ(failing_status(error, opcode), Status::unrecovered_read_error) << std::strerror(error);
+        }
     }
+}
+
+// ---- what is durable ----
+
+constexpr std::uint32_t kFua = 1u << 30;
+
+class IoCommandsDurability : public testing::Test {
+protected:
+    IoCommandsDurability() { host.start(); }
+    Completion run(IoOpcode opcode, std::uint32_t cdw12 = 0)
+    {
+        auto entry = io(opcode);
+        entry.cdw12 = cdw12;
+        entry.prp1 = host.allocate(4096);
+        return host.execute(1, entry);
+    }
+    Completion set_write_cache(bool on) { return host.execute(0, admin(AdminOpcode::set_features, 6, on ? 1 : 0)); }
+    std::uint8_t critical_warning() { return field<std::uint8_t>(host.log_page(2, 512), 0); }
+    void expect_lost(const Completion &completion, const char *what)
+    {
+        EXPECT_EQ(completion.status, Status::write_fault) << what;
+        EXPECT_TRUE(completion.do_not_retry) << what;
+    }
+
+    StorageScript script;
+    Host host{std::make_unique<TestBacking>(script)};
+};
+
+TEST_F(IoCommandsDurability, AFailedFlushIsNeverForgotten)
+{
+    ASSERT_EQ(run(IoOpcode::write).status, Status::success);
+    script.sync_errors = {EIO};  // once, then success: what Linux does after a failed write-back
+    expect_lost(run(IoOpcode::flush), "the first flush");
+    for (const int again : {1, 2}) {
+        expect_lost(run(IoOpcode::flush), again == 1 ? "the host's retry" : "and the next");
+        expect_lost(run(IoOpcode::write, kFua), "FUA write");
+        expect_lost(run(IoOpcode::write_zeroes, kFua), "FUA write zeroes");
+        auto all = io(IoOpcode::flush);
+        all.nsid = kBroadcastNsid;
+        expect_lost(host.execute(1, all), "flush of all namespaces");
+    }
+    EXPECT_EQ(run(IoOpcode::write).status, Status::success) << "into the cache, as before";
+    EXPECT_EQ(critical_warning(), 1u << 2) << "reliability degraded";
+    EXPECT_EQ(field<Le64>(host.log_page(2, 512), 160), 1u) << "media errors";
+    host.disable();
+    host.start();
+    expect_lost(run(IoOpcode::flush), "a reset repairs nothing");
+    host.device().reset([] {});
+    host.run();
+    host.forget_memory();
+    host.start();
+    expect_lost(run(IoOpcode::flush), "nor does the next driver");
+    EXPECT_EQ(critical_warning(), 1u << 2);
+}
+
+TEST_F(IoCommandsDurability, AnErrorThatAFuaWriteWasToldOfFailsTheFlushToo)
+{
+    ASSERT_EQ(run(IoOpcode::write).status, Status::success);
+    script.sync_errors = {ENOSPC};
+    expect_lost(run(IoOpcode::write, kFua), "it got the error of the earlier write");
+    expect_lost(run(IoOpcode::flush), "and kept it for nobody else");
+}
+
+TEST_F(IoCommandsDurability, FlushesAtOnceShareTheErrorAndOneSyncRunsAtATime)
+{
+    script.hold_syncs = true;
+    script.sync_errors = {0, EIO};
+    for (int i = 0; i < 4; ++i) {
+        host.submit(1, io(IoOpcode::flush));
+    }
+    host.ring_sq(1);
+    host.run();
+    EXPECT_EQ(script.calls, "s");
+    script.release_syncs();
+    host.run();
+    EXPECT_EQ(host.drain(1).size(), 1u) << "what came during the first waits for the second";
+    EXPECT_EQ(script.calls, "ss");
+    script.release_syncs();
+    host.run();
+    const auto rest = host.drain(1);
+    ASSERT_EQ(rest.size(), 3u);
+    for (const auto &completion : rest) {
+        expect_lost(completion, "all of the second");
+    }
+}
+
+TEST_F(IoCommandsDurability, TheHostThatAskedForItGetsOneEvent)
+{
+    ASSERT_EQ(host.execute(0, admin(AdminOpcode::set_features, 0x0b, 1u << 2)).status, Status::success);
+    host.submit(0, admin(AdminOpcode::async_event_request));
+    host.submit(0, admin(AdminOpcode::async_event_request));
+    host.ring_sq(0);
+    host.run();
+    EXPECT_TRUE(host.drain(0).empty());
+    script.sync_errors = {EIO};
+    expect_lost(run(IoOpcode::flush), "flush");
+    expect_lost(run(IoOpcode::flush), "flush");
+    const auto events = host.drain(0);
+    ASSERT_EQ(events.size(), 1u);
+    EXPECT_EQ(events[0].dw0, 0x02'00'01u) << "SMART log page, reliability, SMART / health status";
+}
+
+TEST_F(IoCommandsDurability, FuaAppliesToReadsToo)
+{
+    for (const auto opcode : {IoOpcode::read, IoOpcode::compare}) {
+        script.calls.clear();
+        run(opcode);
+        EXPECT_EQ(script.calls, "r");
+        script.calls.clear();
+        run(opcode, kFua);
+        EXPECT_EQ(script.calls, "sr") << "what was written is durable before it is read";
+    }
+    script.sync_errors = {EIO};
+    expect_lost(run(IoOpcode::read, kFua), "read");
+}
+
+TEST_F(IoCommandsDurability, WithoutWriteCacheEarlierAndLaterWritesAreDurable)
+{
+    ASSERT_EQ(run(IoOpcode::write).status, Status::success);
+    script.calls.clear();
+    EXPECT_EQ(set_write_cache(false).status, Status::success);
+    EXPECT_EQ(script.calls, "s");
+    EXPECT_EQ(run(IoOpcode::write).status, Status::success);
+    EXPECT_EQ(run(IoOpcode::write_zeroes).status, Status::success);
+    EXPECT_EQ(script.calls, "swszs");
+    EXPECT_EQ(set_write_cache(false).status, Status::success);
+    EXPECT_EQ(script.calls, "swszs") << "nothing to do";
+    EXPECT_EQ(set_write_cache(true).status, Status::success);
+    EXPECT_EQ(run(IoOpcode::write).status, Status::success);
+    EXPECT_EQ(script.calls, "swszsw");
+    script.sync_errors = {EIO};
+    expect_lost(set_write_cache(false), "the earlier writes are not durable");
+    EXPECT_EQ(host.execute(0, admin(AdminOpcode::get_features, 6)).dw0, 1u) << "so the cache is still there";
+}
+
+TEST_F(IoCommandsDurability, TheEndOfTheProgramFlushes)
+{
+    std::vector<bool> durable;
+    script.calls.clear();
+    host.device().make_durable([&](bool result) { durable.push_back(result); });
+    EXPECT_EQ(script.calls, "s");
+    script.sync_errors = {EIO};
+    host.device().make_durable([&](bool result) { durable.push_back(result); });
+    EXPECT_EQ(durable, (std::vector<bool>{true, false}));
+}
+
+TEST_F(IoCommandsDurability, ErrorsAreCountedForPrograms)
+{
+    script.read_error = EIO;
+    script.write_error = ENOSPC;
+    script.sync_errors = {EIO};
+    run(IoOpcode::read);
+    run(IoOpcode::write);
+    run(IoOpcode::flush);
+    host.write_bar(reg::kCc, 0);
+    host.run();
+    guest::Counters counters;
+    host.device().counters(counters);
+    std::map<std::string, std::uint64_t> values;
+    for (const auto &counter : counters) {
+        values[counter.name] = counter.value;
+    }
+    for (const auto *name : {"read_errors", "no_space_errors", "flush_errors", "controller_resets"}) {
+        EXPECT_EQ(values[name], 1u) << name;
+    }
+    EXPECT_EQ(values["media_errors"], 2u);
+    EXPECT_EQ(values["write_errors"], 0u);
 }
 
 }  // namespace

@@ -51,14 +51,16 @@ TEST(SmartPage, CountersAreInTheirPlaces)
     counters.blocks_written = 1000;
     counters.reads = 3;
     counters.writes = 4;
+    counters.power_cycles = 8;
     counters.unsafe_shutdowns = 5;
     counters.media_errors = 6;
-    const auto page = smart_page(counters, true, 7);
-    EXPECT_EQ(field<std::uint8_t>(page, 0), 2u);
+    const auto page = smart_page(counters, 6, 7);
+    EXPECT_EQ(field<std::uint8_t>(page, 0), 6u);
     EXPECT_EQ(field<Le64>(page, 32), 2u);
     EXPECT_EQ(field<Le64>(page, 48), 1u);
     EXPECT_EQ(field<Le64>(page, 64), 3u);
     EXPECT_EQ(field<Le64>(page, 80), 4u);
+    EXPECT_EQ(field<Le64>(page, 112), 8u);
     EXPECT_EQ(field<Le64>(page, 144), 5u);
     EXPECT_EQ(field<Le64>(page, 160), 6u);
     EXPECT_EQ(field<Le64>(page, 176), 7u);

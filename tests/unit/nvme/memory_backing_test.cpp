@@ -40,12 +40,12 @@ TEST(MemoryBacking, AgreesWithAVector)
                 std::vector<std::byte> data(size, static_cast<std::byte>(random()));
                 const auto half = size / 2;
                 const iovec pieces[] = {{data.data(), half}, {data.data() + half, size - half}};
-                (*backing)->write(offset, pieces, false, done);
+                (*backing)->write(offset, pieces, done);
                 std::copy(data.begin(), data.end(), model.begin() + static_cast<std::ptrdiff_t>(offset));
                 break;
             }
             case 1:
-                (*backing)->write_zeroes({offset, size}, random() % 2 == 0, false, done);
+                (*backing)->write_zeroes({offset, size}, random() % 2 == 0, done);
                 std::fill_n(model.begin() + static_cast<std::ptrdiff_t>(offset), size, std::byte{0});
                 break;
             case 2:

@@ -45,7 +45,7 @@ TEST(MakeNvme, BadOptionsGetOneLine)
     }
     for (const auto *bad : {"123456789012345678901", "tab\t", "\xc3\xa4"}) {
         options = Host::memory_options();
-        options.serial = bad;
+        options.identity.serial = bad;
         EXPECT_THAT(error(options), HasSubstr("serial"));
     }
 }
@@ -87,25 +87,34 @@ TEST(MakeNvme, OffersWhatTheOptionsSay)
 TEST(MakeNvme, SerialNumberIsTheGivenOne)
 {
     auto options = Host::memory_options();
-    options.serial = "12345678901234567890";
+    options.identity.serial = "12345678901234567890";
     EXPECT_EQ(serial(options), "12345678901234567890");
 }
 
-TEST(MakeNvme, SerialNumberFollowsTheFile)
+TEST(MakeNvme, IdentityComesFromTheFunction)
 {
-    TemporaryFile one(512), other(512);
-    auto options = Host::file_options(one);
-    options.serial.clear();
-    const auto first = serial(options);
-    EXPECT_EQ(serial(options), first);
-    options.backings = {other.path()};
-    EXPECT_NE(serial(options), first);
+    TemporaryFile file(512);
+    auto options = Host::file_options(file);
+    options.identity = {};
+    TestExecutor executor;
+    TestWorkers workers{executor};
+    TestIrqs irqs;
+    guest::DmaSpace dma{nullptr};
+    testing::internal::CaptureStdout();
+    ASSERT_TRUE(make_nvme(options, {executor, workers, dma, irqs, {}, Uuid{1, 2, 3}}));
+    EXPECT_EQ(testing::internal::GetCapturedStdout(), "");
+    testing::internal::CaptureStdout();
+    ASSERT_TRUE(make_nvme(options, {executor, workers, dma, irqs, {}}));
+    EXPECT_THAT(testing::internal::GetCapturedStdout(), testing::AllOf(HasSubstr("uuid="), HasSubstr("--serial")));
 }
 
-TEST(MakeNvme, SerialNumberOfMemoryIsRandom)
+TEST(MakeNvme, SerialNumberOfANamelessDiskIsNeverTheSame)
 {
-    auto options = Host::memory_options();
-    options.serial.clear();
+    TemporaryFile file(512);
+    auto options = Host::file_options(file);
+    options.identity = {};
+    EXPECT_NE(serial(options), serial(options));
+    options.backings = {"mem:1M"};
     EXPECT_NE(serial(options), serial(options));
 }
 

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -15,6 +16,7 @@
 #include "vvfu/guest/dma_space.hpp"
 #include "vvfu/guest/executor.hpp"
 #include "vvfu/protocol/control.hpp"
+#include "vvfu/protocol/device_config.hpp"
 
 namespace vvfu::guest {
 
@@ -37,6 +39,8 @@ struct DeviceServices {
     IrqSink &irqs;
     /// Region memory: what the model puts here, the peer may map (DeviceInfo areas). Page-aligned; may be empty.
     std::span<std::byte> region_memory;
+    /// UUID of the function, which is as unique and as lasting as whoever configured it made it.
+    std::optional<Uuid> uuid = std::nullopt;
 };
 
 class DeviceModel {

@@ -50,8 +50,8 @@ public:
 
     /// Runs until stop(). What stop() ended can be run again.
     void run();
-    /// One round: waits until something is ready, but not after `until`, and runs all that is. Timers have a resolution
-    /// of 1 ms; a posted task or an event ends the wait at once.
+    /// One round: waits until something is ready, but not after `until`, and runs all that is. Timers are as
+    /// exact as the kernel's (before Linux 5.11: 1 ms); a posted task or an event ends the wait at once.
     void run_once(Nanoseconds until = kNever);
 
     /// Ends run() after the current callback round. Any thread, and async-signal-safe.
@@ -74,7 +74,8 @@ private:
     };
 
     Reactor(Fd epoll, Fd wakeup);
-    [[nodiscard]] int wait_timeout(Nanoseconds until);
+    /// How long a round may wait; kNever: for ever.
+    [[nodiscard]] Nanoseconds wait_limit(Nanoseconds until);
     void run_timers();
     void run_posted();
 
