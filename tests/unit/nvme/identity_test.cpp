@@ -78,7 +78,7 @@ TEST(Identity, WhatIsGivenIsTaken)
     EXPECT_EQ(identity.serial, "S");
     EXPECT_EQ(identity.subsystem_nqn, choose(options, {}).subsystem_nqn);
     ASSERT_TRUE(identity.namespaces[0].nguid);
-    EXPECT_EQ(identity.namespaces[0].nguid->at(10), 0xaa);
+    EXPECT_EQ(identity.namespaces[0].nguid->at(11), 0xaa);
     EXPECT_NE(choose(options, kFunction).subsystem_nqn, choose(options, kOther).subsystem_nqn)
         << "one serial number in two functions";
 }

@@ -242,7 +242,9 @@ TEST(QueueEngine, AsynchronousCompletionsShareAnInterrupt)
     host.start();
     host.workers.deferred = true;
     for (int i = 0; i < 10; ++i) {
-        host.submit(1, io(IoOpcode::flush));
+        auto read = io(IoOpcode::read);
+        read.prp1 = host.allocate(512);
+        host.submit(1, read);
     }
     host.ring_sq(1);
     host.run();
