@@ -7,7 +7,7 @@ import struct
 from .machine import eventually
 from .peer import VERSION, Peer
 
-BAR0, BAR1, BAR2, BAR4 = 0xFE000000, 0xFE100000, 0x100_0000_0000 >> 2, 0xFE200000
+BAR0, BAR1, BAR2, BAR4 = 0xFE000000, 0xFE100000, 0x100_0000_0000 >> 2, 0x100_0000_0000 >> 4
 RAM = 0x100000
 QUEUE_SIZE = 16
 BUFFER_SIZE = 8192

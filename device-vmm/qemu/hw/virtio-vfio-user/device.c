@@ -197,8 +197,8 @@ static const struct {
       "socket passed to QEMU, {\"type\":\"fd\",\"str\":..})" },
     { "window-size",
       "Bytes of guest address space for the peer's memory, a multiple of "
-      "4096; what does not fit is reached by messages. Together with "
-      "region-memory-size, rounded up to a power of two, the size of BAR 2" },
+      "4096 up to 4 TiB; what does not fit is reached by messages. Rounded up "
+      "to a power of two, the size of BAR 2" },
     { "region-memory-size",
       "Bytes of memory for areas of the emulated device's BARs that the peer "
       "may map, a multiple of 4096; 0 for none" },
@@ -239,11 +239,12 @@ static const struct {
 static bool vvfu_check_size(const char *name, uint64_t size, uint64_t least,
                             Error **errp)
 {
-    /* The limit keeps the sum and its rounding in range. */
-    if (size < least || size % VVFU_PAGE_SIZE || size > 1 * EiB) {
+    /* KVM takes memory slots of less than 8 TiB, and QEMU aborts when it
+     * refuses one. */
+    if (size < least || size % VVFU_PAGE_SIZE || size > 4 * TiB) {
         error_setg(errp,
                    "virtio-vfio-user: %s=%" PRIu64 " is not a multiple of "
-                   "%u between %" PRIu64 " and 1E",
+                   "%u between %" PRIu64 " and 4T",
                    name, size, VVFU_PAGE_SIZE, least);
         return false;
     }

@@ -30,9 +30,9 @@ static uint32_t vvfu_default_vectors(const VirtioVfioUser *s)
 }
 
 /* A BAR is aligned to its size and shares the space with RAM and others. */
-static bool vvfu_check_address_width(VirtioVfioUser *s, Error **errp)
+static bool vvfu_check_address_width(const char *property, uint64_t size,
+                                     Error **errp)
 {
-    uint64_t size = vvfu_window_bar_size(s);
     uint64_t bits;
     g_autofree char *wanted = NULL;
 
@@ -45,11 +45,10 @@ static bool vvfu_check_address_width(VirtioVfioUser *s, Error **errp)
     }
     wanted = size_to_str(size);
     error_setg(errp,
-               "virtio-vfio-user: window-size and region-memory-size need a "
-               "BAR of %s, but the guest has %" PRIu64 " physical address "
-               "bits: use a smaller window, or a CPU with more (-cpu "
-               "...,phys-bits=N)",
-               wanted, bits);
+               "virtio-vfio-user: %s needs a BAR of %s, but the guest has "
+               "%" PRIu64 " physical address bits: use a smaller one, or a CPU "
+               "with more (-cpu ...,phys-bits=N)",
+               property, wanted, bits);
     return false;
 }
 
@@ -145,10 +144,31 @@ static bool vvfu_add_window_bar(VirtioVfioUser *s, Error **errp)
      */
     virtio_pci_add_shm_cap(proxy, VVFU_BAR_WINDOW, 0, s->window_size,
                            VVFU_SHMID_WINDOW);
-    if (s->region_memory_size) {
-        virtio_pci_add_shm_cap(proxy, VVFU_BAR_WINDOW, s->window_size,
-                               s->region_memory_size, VVFU_SHMID_REGION_MEMORY);
+    return true;
+}
+
+/* In the BAR of the virtio structures, which is registered when the device is
+ * plugged: behind the window it would double the window's BAR. */
+static bool vvfu_add_region_memory(VirtioVfioUser *s, Error **errp)
+{
+    VirtIOPCIProxy *proxy = VIRTIO_PCI(s->pci);
+    uint64_t offset, size;
+
+    if (!s->region_memory_size) {
+        return true;
     }
+    offset = vvfu_region_memory_offset(
+        s, memory_region_size(&proxy->modern_bar));
+    size = pow2ceil(offset + s->region_memory_size);
+    if (!vvfu_check_address_width("region-memory-size", size, errp) ||
+        !vvfu_region_memory_init(s, errp)) {
+        return false;
+    }
+    memory_region_set_size(&proxy->modern_bar, size);
+    memory_region_add_subregion(&proxy->modern_bar, offset,
+                                &s->region_memory_region);
+    virtio_pci_add_shm_cap(proxy, proxy->modern_mem_bar_idx, offset,
+                           s->region_memory_size, VVFU_SHMID_REGION_MEMORY);
     return true;
 }
 
@@ -209,9 +229,7 @@ static void vvfu_pci_release(VirtioVfioUser *s)
     if (s->notifications) {
         vvfu_notifications_cleanup(s);
     }
-    if (s->mappings) {
-        vvfu_window_cleanup(s);
-    }
+    vvfu_window_cleanup(s);
     vvfu_peer_cleanup(s);
 }
 
@@ -226,10 +244,13 @@ static void vvfu_pci_realize(VirtIOPCIProxy *proxy, Error **errp)
         proxy->nvectors = vvfu_default_vectors(s);
     }
     if (!vvfu_check_transport(proxy, errp) || !vvfu_check_properties(s, errp) ||
-        !vvfu_check_address_width(s, errp) || !vvfu_peer_init(s, errp)) {
+        !vvfu_check_address_width("window-size", vvfu_window_bar_size(s),
+                                  errp) ||
+        !vvfu_peer_init(s, errp)) {
         return;
     }
-    if (!vvfu_add_window_bar(s, errp) || !vvfu_add_interrupt_bar(s, errp) ||
+    if (!vvfu_add_window_bar(s, errp) || !vvfu_add_region_memory(s, errp) ||
+        !vvfu_add_interrupt_bar(s, errp) ||
         !qdev_realize(DEVICE(s), BUS(&proxy->bus), errp)) {
         vvfu_pci_release(s);
         return;

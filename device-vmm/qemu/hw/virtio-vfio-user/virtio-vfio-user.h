@@ -21,6 +21,7 @@
 #include "qemu/uuid.h"
 #include "qapi/qapi-types-sockets.h"
 #include "qom/object.h"
+#include "arena.h"
 #include "vvfu/core/vvfu_core.h"
 
 #define TYPE_VIRTIO_VFIO_USER "virtio-vfio-user-device"
@@ -123,11 +124,11 @@ struct VirtioVfioUser {
     VvfuPeer peer;
 
     /* window */
-    MemoryRegion bar_window; /* BAR 2 */
-    MemoryRegion region_memory;
-    void *region_memory_host;
-    GHashTable *mappings;  /* window offset -> VvfuMapping */
-    unsigned new_mappings; /* since the last transaction was committed */
+    MemoryRegion bar_window;           /* BAR 2 */
+    MemoryRegion window_memory;        /* in bar_window */
+    MemoryRegion region_memory_region; /* in the transport's BAR 4 */
+    VvfuArena window;
+    VvfuArena region_memory; /* host is NULL if its size is 0 */
     bool in_transaction;
 
     /* doorbells and notifications */
@@ -217,15 +218,22 @@ void vvfu_send(void *opaque, const void *message, size_t length, const int *fds,
 size_t vvfu_send_backlog(void *opaque);
 void vvfu_close_peer(void *opaque);
 
-/* ---- window.c: BAR 2 ---- */
+/* ---- window.c: window and region memory ---- */
 
+/* Makes bar_window. */
 bool vvfu_window_init(VirtioVfioUser *s, Error **errp);
-/* Takes everything out of the window that is still there. */
+/* Makes region_memory_region, unless its size is 0. */
+bool vvfu_region_memory_init(VirtioVfioUser *s, Error **errp);
+/* Takes everything out of window and region memory that is still there. */
 void vvfu_window_cleanup(VirtioVfioUser *s);
-/* When no one can use the region memory any more. */
+/* When no one can use their memory regions any more. */
 void vvfu_window_finalize(VirtioVfioUser *s);
-/* Bytes of BAR 2: window and region memory, up to a power of two. */
+/* Bytes of BAR 2: the window, up to a power of two. */
 uint64_t vvfu_window_bar_size(const VirtioVfioUser *s);
+/* Where region memory is in a BAR that begins with `structures` other bytes. */
+uint64_t vvfu_region_memory_offset(const VirtioVfioUser *s,
+                                   uint64_t structures);
+/* Called by the core; none of these needs the BQL. */
 int vvfu_window_map(void *opaque, uint64_t window_offset, uint64_t size,
                     int protection, int fd, uint64_t fd_offset);
 void vvfu_window_unmap(void *opaque, uint64_t window_offset, uint64_t size);
