@@ -13,6 +13,7 @@ import pytest
 from qemuport import driver as drv
 from qemuport import peer as client
 from qemuport.machine import SECONDS, Machine, device_option, eventually, run_to_exit
+from qemuport.memory import add_range, remove_range
 from vmlab import host
 from vmlab.qmp import QmpError
 
@@ -559,25 +560,6 @@ def test_message_in_the_functions_own_registers(machine, driver, session):
 
 
 # ---- window ----
-
-def add_range(driver, session, address, size, fd, flags=3, offset=0):
-    """Maps, and returns the window offset, or None for a message-only range."""
-    session.send(client.DMA_MAP, client.dma_map(address, size, flags, offset), [fd])
-    request = driver.expect(drv.MEMORY_INFO)
-    operation, information, where, length, window = struct.unpack("<IIQQQ", request.payload)
-    assert (operation, where, length) == (1, address, size)
-    driver.reply(request)
-    assert session.receive()[:2] == (client.DMA_MAP, 0)
-    return None if information & 4 else window
-
-
-def remove_range(driver, session, address, size):
-    session.send(client.DMA_UNMAP, client.dma_unmap(address, size))
-    request = driver.expect(drv.MEMORY_INFO)
-    assert struct.unpack_from("<I", request.payload)[0] == 2
-    driver.reply(request)
-    assert session.receive()[:2] == (client.DMA_UNMAP, 0)
-
 
 #= VVFU-WINDOW-1
 #= type=test
