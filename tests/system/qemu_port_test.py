@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The QEMU port without a guest: the test is the guest driver (over qtest) and the peer (over the socket)."""
 
+import mmap
 import os
 import select
 import signal
@@ -638,7 +639,7 @@ def test_no_mapping_nor_fd_outlives_a_killed_peer(machine, driver, session):
     assert usage()[0] == 20
     session.close()
     driver.end_session()
-    # Two fds less than before: the connection, and the session's file of region memory.
+    # Two fds less than before: the connection, and the file of the session's region memory.
     eventually(lambda: usage() == (0, before[1] - 2), f"{usage()} as {before}")
 
 
@@ -692,33 +693,33 @@ def test_region_memory_is_shared_with_the_peer(machine, driver, session):
         os.ftruncate(fds[0], 0)
 
 
+def area(session):
+    """A peer's file of the emulated device's BAR 2, and the area's offset in it."""
+    _, error, payload, fds = session.call(client.REGION_INFO, struct.pack("=IIIIQQ", 4096, 0, 2, 0, 0, 0))
+    assert error == 0 and len(fds) == 1
+    return fds[0], struct.unpack_from("=Q", payload, 24)[0]
+
+
 #= VVFU-REGION-2
 #= VVFU-REGION-3
 #= type=test
 def test_region_memory_of_a_former_peer_is_worthless(machine, driver, path):
-    def region_file(peer):
-        _, error, payload, fds = peer.call(client.REGION_INFO, struct.pack("=IIIIQQ", 4096, 0, 2, 0, 0, 0))
-        assert error == 0
-        return fds[0], struct.unpack_from("=Q", payload, 24)[0]
-
-    area = driver.address(8, 1)
-    with driver.session(path) as peer:
-        former, offset = region_file(peer)
-        os.pwrite(former, b"first", offset)
-        assert machine.read(area, 5) == b"first"
+    region = driver.address(8, 1)
+    with driver.session(path) as first:
+        former, offset = area(first)
+        view = mmap.mmap(former, 4096, offset=offset)
+        view[:6] = b"former"
+        machine.write(region + 8192, b"model's")  # no area is there
+        assert machine.read(region, 6) == b"former"
     driver.end_session()
-    assert machine.read(area, 5) == bytes(5)
-    os.pwrite(former, b"still", offset)
-    assert machine.read(area, 5) == bytes(5)
-    with driver.session(path, epoch=2) as peer:
-        current, _ = region_file(peer)
-        os.pwrite(former, b"again", offset)
-        assert machine.read(area, 5) == bytes(5)
-        os.pwrite(current, b"other", offset)
-        assert machine.read(area, 5) == b"other"
-        assert os.pread(former, 5, offset) == b"again"
-    os.close(former)
-    os.close(current)
+    assert machine.read(region, 6) == bytes(6)
+    with driver.session(path, epoch=2) as second:
+        fd, offset = area(second)
+        view[:6] = b"undead"
+        assert machine.read(region, 6) == bytes(6) and os.pread(fd, 6, offset) == bytes(6)
+        machine.write(region, b"secret")
+        assert view[:6] == b"undead" and os.pread(fd, 6, offset) == b"secret"
+        assert machine.read(region + 8192, 7) == b"model's"
 
 
 # ---- doorbells ----

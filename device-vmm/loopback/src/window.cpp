@@ -23,7 +23,8 @@ guest::Result<Window> Window::create(std::uint64_t size)
     const auto reserved = size + kAlignment;
     void *address = reserved < size
                         ? MAP_FAILED
-                        : ::mmap(nullptr, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+                        : ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED) {
         return guest::failure("cannot reserve " + std::to_string(size >> 20) +
                               " MiB of addresses for the window (choose a smaller --window-size)");

@@ -8,8 +8,8 @@ from .peer import DMA_MAP, DMA_UNMAP, dma_map, dma_unmap
 
 
 def add_range(driver, session, address, size, fd, flags=3, offset=0):
-    """Maps, and returns the window offset, or None for a message-only range."""
-    session.send(DMA_MAP, dma_map(address, size, flags, offset), [fd])
+    """Maps, without a file if fd is None; returns the window offset, or None for a message-only range."""
+    session.send(DMA_MAP, dma_map(address, size, flags, offset), [] if fd is None else [fd])
     request = driver.expect(MEMORY_INFO)
     operation, information, where, length, window = struct.unpack("<IIQQQ", request.payload)
     assert (operation, where, length) == (1, address, size)

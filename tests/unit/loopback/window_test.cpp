@@ -34,6 +34,13 @@ TEST_F(WindowTest, ShowsExactlyTheMappedPartOfAFile)
     EXPECT_EQ(ram.bytes()[0x1001], std::byte{3});
 }
 
+TEST_F(WindowTest, WhatShowsNoRangeIsScratchMemory)
+{
+    window.bytes()[0x30000] = std::byte{7};
+    EXPECT_EQ(window.map(0x30000, 0x1000, kReadWrite, ram.fd(), 0), 0);
+    EXPECT_EQ(window.bytes()[0x30000], std::byte{0});
+}
+
 //= VVFU-WINDOW-4
 //= type=test
 TEST_F(WindowTest, AccessesAfterUnmapHitNeitherThePeerNorAnUnmappedPage)
