@@ -105,6 +105,8 @@ def test_too_much_read_only_memory_is_message_only(setup):
     assert add_range(setup.driver, setup.peer, 3 << 40, 100 * MIB, fd, client.READ) is not None
 
 
+#= VVFU-WINDOW-5
+#= type=test
 def test_scratch_memory_is_bounded(setup):
     for offset in range(0, 1024 * MIB, 64 << 10):
         setup.machine.write(setup.driver.window + offset, b"fill")

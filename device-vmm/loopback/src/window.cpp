@@ -21,15 +21,15 @@ constexpr std::uint64_t kAlignment = std::uint64_t{1} << 30;
 guest::Result<Window> Window::create(std::uint64_t size)
 {
     const auto reserved = size + kAlignment;
-    void *address = reserved < size
-                        ? MAP_FAILED
-                        : ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *address = reserved < size ? MAP_FAILED
+                                    : ::mmap(nullptr, reserved, PROT_READ | PROT_WRITE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED) {
         return guest::failure("cannot reserve " + std::to_string(size >> 20) +
                               " MiB of addresses for the window (choose a smaller --window-size)");
     }
     auto *reservation = static_cast<std::byte *>(address);
+    //= VVFU-WINDOW-5
     const auto start = (reinterpret_cast<std::uintptr_t>(address) + kAlignment - 1) & ~(kAlignment - 1);
     return Window{reservation, reserved, {reinterpret_cast<std::byte *>(start), size}};
 }

@@ -34,6 +34,8 @@ TEST_F(WindowTest, ShowsExactlyTheMappedPartOfAFile)
     EXPECT_EQ(ram.bytes()[0x1001], std::byte{3});
 }
 
+//= VVFU-WINDOW-5
+//= type=test
 TEST_F(WindowTest, WhatShowsNoRangeIsScratchMemory)
 {
     window.bytes()[0x30000] = std::byte{7};

@@ -322,9 +322,9 @@ static bool vvfu_reserve(VvfuArena *arena, const char *name, Error **errp)
 
 static bool vvfu_make_filler(VvfuArena *arena, const char *name, Error **errp)
 {
-    arena->fd = qemu_memfd_create(name, arena->chunk, false, 0,
-                                  F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL,
-                                  errp);
+    arena->fd =
+        qemu_memfd_create(name, arena->chunk, false, 0,
+                          F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL, errp);
     if (arena->fd < 0) {
         return false;
     }
@@ -362,8 +362,9 @@ bool vvfu_arena_init(VvfuArena *arena, const char *name, uint64_t size,
 bool vvfu_arena_fill(VvfuArena *arena, Error **errp)
 {
     if (!vvfu_show_filler(arena, 0, arena->size)) {
-        error_setg_errno(errp, errno, "virtio-vfio-user: cannot map scratch "
-                                      "memory");
+        error_setg_errno(errp, errno,
+                         "virtio-vfio-user: cannot map scratch "
+                         "memory");
         return false;
     }
     return true;

@@ -157,8 +157,8 @@ static bool vvfu_add_region_memory(VirtioVfioUser *s, Error **errp)
     if (!s->region_memory_size) {
         return true;
     }
-    offset = vvfu_region_memory_offset(
-        s, memory_region_size(&proxy->modern_bar));
+    offset =
+        vvfu_region_memory_offset(s, memory_region_size(&proxy->modern_bar));
     size = pow2ceil(offset + s->region_memory_size);
     if (!vvfu_check_address_width("region-memory-size", size, errp) ||
         !vvfu_region_memory_init(s, errp)) {

@@ -237,8 +237,8 @@ uint64_t vvfu_region_memory_offset(const VirtioVfioUser *s,
 int vvfu_window_map(void *opaque, uint64_t window_offset, uint64_t size,
                     int protection, int fd, uint64_t fd_offset);
 void vvfu_window_unmap(void *opaque, uint64_t window_offset, uint64_t size);
-int vvfu_region_memory_map(void *opaque, uint64_t offset, uint64_t size,
-                           int fd, uint64_t fd_offset);
+int vvfu_region_memory_map(void *opaque, uint64_t offset, uint64_t size, int fd,
+                           uint64_t fd_offset);
 void vvfu_region_memory_unmap(void *opaque, uint64_t offset, uint64_t size);
 /* Memory changes until vvfu_transaction_end() cost one update together. */
 void vvfu_transaction_begin(VirtioVfioUser *s);

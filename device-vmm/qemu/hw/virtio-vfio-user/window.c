@@ -16,6 +16,8 @@
 #include "trace.h"
 
 /*
+ *= VVFU-WINDOW-5
+ *
  * Parts of the window that show no range show scratch memory: the same few MiB
  * again and again, in at most so many mappings. Reads and writes of any width
  * and length succeed there, whoever does them; what is written may change.
@@ -48,8 +50,8 @@ void vvfu_window_unmap(void *opaque, uint64_t window_offset, uint64_t size)
     }
 }
 
-int vvfu_region_memory_map(void *opaque, uint64_t offset, uint64_t size,
-                           int fd, uint64_t fd_offset)
+int vvfu_region_memory_map(void *opaque, uint64_t offset, uint64_t size, int fd,
+                           uint64_t fd_offset)
 {
     VirtioVfioUser *s = opaque;
 
@@ -103,8 +105,8 @@ uint64_t vvfu_region_memory_offset(const VirtioVfioUser *s, uint64_t structures)
 
 static uint64_t vvfu_scratch_size(const VirtioVfioUser *s)
 {
-    uint64_t share = pow2ceil(DIV_ROUND_UP(s->window_size,
-                                           VVFU_SCRATCH_MAPPINGS));
+    uint64_t share =
+        pow2ceil(DIV_ROUND_UP(s->window_size, VVFU_SCRATCH_MAPPINGS));
 
     return MIN(MAX(share, VVFU_MIN_SCRATCH), s->window_size);
 }
@@ -121,8 +123,8 @@ bool vvfu_window_init(VirtioVfioUser *s, Error **errp)
      * way into memory that was cut off; and it is in no dump of the guest.
      */
     memory_region_init_ram_device_ptr(&s->window_memory, OBJECT(s->pci),
-                                      "virtio-vfio-user-window",
-                                      s->window_size, s->window.host);
+                                      "virtio-vfio-user-window", s->window_size,
+                                      s->window.host);
     memory_region_init(&s->bar_window, OBJECT(s->pci),
                        "virtio-vfio-user-window-bar", vvfu_window_bar_size(s));
     memory_region_add_subregion(&s->bar_window, 0, &s->window_memory);
