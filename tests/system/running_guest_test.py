@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Doorbells and notifications of a guest whose CPU runs: KVM's own ioeventfds and irqfds, or QEMU's dispatch under TCG."""
+"""A guest whose CPU runs, under TCG and KVM: doorbells and notifications (KVM's own ioeventfds and irqfds), the window."""
 
 import os
 import select
@@ -10,11 +10,14 @@ import pytest
 from qemuport import driver as drv
 from qemuport import peer as client
 from qemuport.machine import SECONDS, Machine, device_option, eventually
+from qemuport.memory import add_range, remove_range
 from qemuport.tiny_guest import TinyGuest, write_image
 from vmlab import host
 
 MSI_ADDRESS = 0xFEE00000  # the first CPU's local APIC
 VECTOR = 0x41
+WINDOW = 0xD0000000  # the guest has no paging
+MIB = 1 << 20
 
 
 def kvm_runs_guests():
@@ -39,7 +42,8 @@ def accelerator(request):
 
 @pytest.fixture
 def machine(accelerator, tmp_path):
-    options = ["-device", device_option(socket=str(tmp_path / "device.sock"), doorbells=8, notifications=3),
+    options = ["-device", device_option(socket=str(tmp_path / "device.sock"), doorbells=8, notifications=3,
+                                         **{"window-size": 64 * MIB, "unmap-timeout": 4000}),
                "-kernel", str(write_image(tmp_path / "guest")), "-trace", "virtio_vfio_user_doorbell*",
                "-trace", "virtio_vfio_user_notification*"]
     with Machine(tmp_path / "qemu.log", options, accelerator=accelerator) as running:
@@ -100,3 +104,35 @@ def test_notification(accelerator, machine, guest, driver, session):
         assert "notification_fired" not in trace, "no signal left the kernel"
     else:
         assert "notification_fired notification 0" in trace
+
+
+@pytest.fixture
+def window(driver):
+    """Where the guest sees the window."""
+    driver.set_config(0x18, WINDOW)
+    driver.set_config(0x1C, 0)
+    return WINDOW
+
+
+#= VVFU-WINDOW-2
+#= type=test
+#= VVFU-WINDOW-4
+#= type=test
+def test_stores_of_the_guest_into_the_window(guest, driver, session, window):
+    fd, memory = client.shared_memory(2 * MIB)
+    writable = window + add_range(driver, session, 0, MIB, fd)
+    read_only = window + add_range(driver, session, MIB, MIB, fd, client.READ, MIB)
+    guest.store(writable, 0x11111111)
+    assert memory[:4] == b"\x11" * 4
+    guest.store(read_only, 0x22222222)
+    guest.store(read_only + MIB - 4096, 0x22222222)
+    assert memory[MIB:] == bytes(MIB)
+    guest.store(window + 32 * MIB, 0x33333333)  # a hole
+    remove_range(driver, session, 0, MIB)
+    remove_range(driver, session, MIB, MIB)
+    guest.store(writable, 0x44444444)
+    guest.store(read_only, 0x44444444)
+    assert memory[:4] == b"\x11" * 4 and memory[4:] == bytes(2 * MIB - 4)
+    writable = window + add_range(driver, session, 0, MIB, fd, offset=MIB)
+    guest.store(writable + 8, 0x55555555)
+    assert memory[MIB + 8:MIB + 12] == b"\x55" * 4

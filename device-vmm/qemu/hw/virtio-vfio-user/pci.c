@@ -29,24 +29,31 @@ static uint32_t vvfu_default_vectors(const VirtioVfioUser *s)
     return 1 + VVFU_QUEUES + s->notification_count;
 }
 
+/* Of the guest; 64 where that is not known. */
+static unsigned vvfu_address_bits(void)
+{
+    uint64_t bits = 0;
+
+    if (first_cpu && object_property_find(OBJECT(first_cpu), "phys-bits")) {
+        bits = object_property_get_uint(OBJECT(first_cpu), "phys-bits", NULL);
+    }
+    return bits && bits < 64 ? bits : 64;
+}
+
 /* A BAR is aligned to its size and shares the space with RAM and others. */
 static bool vvfu_check_address_width(const char *property, uint64_t size,
                                      Error **errp)
 {
-    uint64_t bits;
+    unsigned bits = vvfu_address_bits();
     g_autofree char *wanted = NULL;
 
-    if (!first_cpu || !object_property_find(OBJECT(first_cpu), "phys-bits")) {
-        return true;
-    }
-    bits = object_property_get_uint(OBJECT(first_cpu), "phys-bits", NULL);
-    if (!bits || bits >= 64 || size <= (1ULL << bits) / 2) {
+    if (size <= 1ULL << (bits - 1)) {
         return true;
     }
     wanted = size_to_str(size);
     error_setg(errp,
                "virtio-vfio-user: %s needs a BAR of %s, but the guest has "
-               "%" PRIu64 " physical address bits: use a smaller one, or a CPU "
+               "%u physical address bits: use a smaller one, or a CPU "
                "with more (-cpu ...,phys-bits=N)",
                property, wanted, bits);
     return false;
@@ -219,6 +226,38 @@ static void vvfu_check_features(VirtIOPCIProxy *proxy, VirtioVfioUser *s)
     proxy->common.mr.ops = &s->common_ops;
 }
 
+static bool vvfu_bar_is_reachable(PCIDevice *pci, int bar)
+{
+    pcibus_t address = pci_get_bar_addr(pci, bar);
+    unsigned bits = vvfu_address_bits();
+
+    return address == PCI_BAR_UNMAPPED || bits == 64 ||
+           address + pci->io_regions[bar].size <= 1ULL << bits;
+}
+
+/*
+ * KVM takes no memory slot above the guest's addresses, and QEMU aborts when it
+ * refuses one: a guest that finds out the size of a BAR while memory accesses
+ * are enabled puts it there for a moment.
+ */
+static void vvfu_write_config(PCIDevice *pci, uint32_t address, uint32_t value,
+                              int length)
+{
+    VirtioVfioUser *s = &VIRTIO_VFIO_USER_PCI(pci)->vdev;
+    bool reachable;
+
+    memory_region_transaction_begin();
+    s->parent_config_write(pci, address, value, length);
+    reachable = vvfu_bar_is_reachable(pci, VVFU_BAR_WINDOW);
+    memory_region_set_enabled(&s->window_memory, reachable);
+    if (s->region_memory_size) {
+        reachable =
+            vvfu_bar_is_reachable(pci, VIRTIO_PCI(pci)->modern_mem_bar_idx);
+        memory_region_set_enabled(&s->region_memory_region, reachable);
+    }
+    memory_region_transaction_commit();
+}
+
 /* What vvfu_pci_realize() made; any part of it may be missing. */
 static void vvfu_pci_release(VirtioVfioUser *s)
 {
@@ -256,6 +295,8 @@ static void vvfu_pci_realize(VirtIOPCIProxy *proxy, Error **errp)
         return;
     }
     vvfu_check_features(proxy, s);
+    s->parent_config_write = s->pci->config_write;
+    s->pci->config_write = vvfu_write_config;
     vvfu_notifications_use_irqfds(s);
 }
 

@@ -101,6 +101,7 @@ struct VirtioVfioUser {
     PCIDevice *pci; /* the function around the device, from realize on */
     const MemoryRegionOps *virtio_common_ops; /* of the common structure */
     MemoryRegionOps common_ops;               /* with our check */
+    PCIConfigWriteFunc *parent_config_write;
     VvfuCore *core;
     bool in_core; /* a vvfu_core_* call is in progress */
     bool saved_engaged_in_io;
