@@ -115,6 +115,39 @@ def test_scratch_memory_is_bounded(setup):
     assert len(scratch) == 1 and scratch[0].st_blocks * 512 <= 2 * MIB
 
 
+def test_unplug_with_ranges_in_the_window(tmp_path):
+    path = tmp_path / "device.sock"
+    with Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp,addr=05.0"]) as machine:
+        port = drv.Driver.__new__(drv.Driver)
+        port.machine, port.bus, port.slot = machine, 0, 5
+        for offset, value in ((0x18, 0x010100), (0x20, 0xFE30FE00), (0x24, 0xFFF10001), (0x28, 0x10), (0x2C, 0x40), (4, 6)):
+            port.set_config(offset, value)
+        fd, memory = client.shared_memory(MIB)
+        for round_number in range(3):
+            machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp", socket=str(path),
+                                **{"window-size": 64 * MIB})
+            driver = drv.Driver(machine, slot=0, bus=1)
+            driver.initialise()
+            driver.register()
+            with driver.session(path) as peer:
+                window = driver.window + add_range(driver, peer, 0, MIB, fd)
+                add_range(driver, peer, 1 << 40, MIB, fd, client.READ)
+                machine.write(window + round_number, b"W")
+                assert memory[round_number] == ord("W")
+                machine.qmp.execute("device_del", id="vvfu")
+                machine.qmp.execute("system_reset")  # nobody runs the guest's side of the hot-unplug
+                eventually(lambda: "vvfu" not in machine.monitor("info qtree"), "the function is gone")
+            eventually(lambda: not mapped_lines(machine.process, "memfd:"), "its addresses are free")
+            for offset, value in ((0x18, 0x010100), (0x20, 0xFE30FE00), (0x24, 0xFFF10001), (0x28, 0x10), (0x2C, 0x40),
+                                  (4, 6)):
+                port.set_config(offset, value)
+
+
+def mapped_lines(process, text):
+    with open(f"/proc/{process.pid}/maps", encoding="ascii") as maps:
+        return [line for line in maps if text in line]
+
+
 # ---- locked memory ----
 
 def test_locked_memory_does_not_allocate_the_peers(tmp_path):
@@ -267,6 +300,5 @@ def test_tens_of_thousands_of_ranges(setup, capsys):
               f"; {messages:.0f} us of that are the messages, over qtest")
     setup.peer.close()
     setup.driver.end_session()
-    with open(f"/proc/{setup.machine.process.pid}/maps", encoding="ascii") as maps:
-        assert not any("memfd:memory" in line for line in maps)
+    assert not mapped_lines(setup.machine.process, "memfd:memory")
     memory[0] = 0

@@ -146,13 +146,23 @@ bool vvfu_region_memory_init(VirtioVfioUser *s, Error **errp)
     return vvfu_arena_fill(&s->region_memory, errp);
 }
 
+static void vvfu_leave_container(MemoryRegion *mr)
+{
+    /* Inside of another region of the same owner it keeps its owner alive. */
+    if (mr->container) {
+        memory_region_del_subregion(mr->container, mr);
+    }
+}
+
 void vvfu_window_cleanup(VirtioVfioUser *s)
 {
     if (s->window.host) {
         vvfu_arena_clear(&s->window);
+        vvfu_leave_container(&s->window_memory);
     }
     if (s->region_memory.host) {
         vvfu_arena_clear(&s->region_memory);
+        vvfu_leave_container(&s->region_memory_region);
     }
 }
 
