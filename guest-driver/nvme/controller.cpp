@@ -100,11 +100,6 @@ std::string Controller::unfinished() const
     return text;
 }
 
-void Controller::make_durable(std::function<void(bool durable)> done)
-{
-    io_.flush_all([done = std::move(done)](Status status) { done(status == Status::success); });
-}
-
 void Controller::counters(guest::Counters &counters) const
 {
     const guest::Counter all[] = {

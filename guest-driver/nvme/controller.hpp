@@ -32,7 +32,6 @@ public:
 
     void make_durable(std::function<void(bool durable)> done) override;
     [[nodiscard]] std::string unfinished() const override;
-    void make_durable(std::function<void(bool durable)> done) override;
     void counters(guest::Counters &counters) const override;
 
 protected:
