@@ -77,15 +77,6 @@ guest::Result<std::unique_ptr<guest::DeviceModel>> make_nvme(const NvmeOptions &
     if (!identity) {
         return make_unexpected(identity.error());
     }
-    const bool lasting_data = std::any_of(options.backings.begin(), options.backings.end(),
-                                          [](const auto &name) { return !name.starts_with("mem:"); });
-    if (!identity->persistent && lasting_data) {
-        spdlog::info(
-            "nvme: serial number {} and the other identifiers of this disk are new at each start, because nothing "
-            "names "
-            "it: give the function a uuid= of its own, or use --serial",
-            identity->serial);
-    }
     Controller::Config config;
     config.identity = std::move(*identity);
     config.queue_pairs = options.queue_pairs;
@@ -95,6 +86,14 @@ guest::Result<std::unique_ptr<guest::DeviceModel>> make_nvme(const NvmeOptions &
             return make_unexpected(backing.error());
         }
         config.namespaces.push_back({std::move(*backing), options.read_only});
+    }
+    const bool lasting_data = std::any_of(options.backings.begin(), options.backings.end(),
+                                          [](const auto &name) { return !name.starts_with("mem:"); });
+    if (!config.identity.persistent && lasting_data) {
+        spdlog::info(
+            "nvme: serial number {} and the other identifiers of this disk are new at each start, because nothing names "
+            "it: give the function a uuid= of its own, or use --serial",
+            config.identity.serial);
     }
     return std::unique_ptr<guest::DeviceModel>(new Controller(std::move(config), services));
 }
