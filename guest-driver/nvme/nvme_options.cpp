@@ -91,8 +91,8 @@ guest::Result<std::unique_ptr<guest::DeviceModel>> make_nvme(const NvmeOptions &
                                           [](const auto &name) { return !name.starts_with("mem:"); });
     if (!config.identity.persistent && lasting_data) {
         spdlog::info(
-            "nvme: serial number {} and the other identifiers of this disk are new at each start, because nothing names "
-            "it: give the function a uuid= of its own, or use --serial",
+            "nvme: serial number {} and the other identifiers of this disk are new at each start: give the function a "
+            "uuid= of its own, or use --serial",
             config.identity.serial);
     }
     return std::unique_ptr<guest::DeviceModel>(new Controller(std::move(config), services));
