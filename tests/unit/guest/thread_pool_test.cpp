@@ -82,27 +82,39 @@ TEST_F(ThreadPoolTest, NeverStartsMoreThreadsThanAllowed)
     EXPECT_EQ(done, 200);
 }
 
+/// Returns when the pool takes no more work.
+void wait_for_stop(ThreadPool &pool)
+{
+    for (bool taken = true; taken; std::this_thread::yield()) {
+        const auto probe = std::make_shared<int>(0);
+        pool.submit([probe] {}, [] {});
+        taken = probe.use_count() > 1;
+    }
+}
+
 TEST_F(ThreadPoolTest, DestructionWaitsForRunningWorkAndDropsTheRest)
 {
     std::latch started{1}, release{1};
     std::atomic<int> ran{0};
     auto token = std::make_shared<int>(0);
-    {
-        auto pool = std::make_unique<ThreadPool>(*reactor, 1);
-        pool->submit(
-            [&] {
-                started.count_down();
-                release.wait();
-                ++ran;
-            },
-            [] {});
-        pool->submit([&ran, token] { ++ran; }, [token] {});
-        started.wait();
-        std::thread releaser{[&] { release.count_down(); }};
-        pool.reset();
-        releaser.join();
-    }
-    EXPECT_GE(ran, 1);
+    auto pool = std::make_unique<ThreadPool>(*reactor, 1);
+    pool->submit(
+        [&] {
+            started.count_down();
+            release.wait();
+            ++ran;
+        },
+        [] {});
+    pool->submit([&ran, token] { ran += 100; }, [token] {});
+    started.wait();
+    // The first work ends when the pool is stopping, not before: else the second might run, too.
+    std::thread releaser{[&release, &pool = *pool] {
+        wait_for_stop(pool);
+        release.count_down();
+    }};
+    pool.reset();
+    releaser.join();
+    EXPECT_EQ(ran, 1);
     EXPECT_EQ(token.use_count(), 1) << "dropped work releases what it captured";
 }
 
