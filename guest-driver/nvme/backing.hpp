@@ -29,6 +29,7 @@ struct ByteRange {
 class Backing {
 public:
     using Done = std::function<void(int error)>;
+    using ReadDone = std::function<void(int error, std::span<const std::byte> data)>;  ///< empty with an error
 
     virtual ~Backing() = default;
 
@@ -43,7 +44,9 @@ public:
 
     [[nodiscard]] virtual std::string name() const { return "memory"; }  ///< for a line that a person reads
 
-    virtual void read(std::uint64_t offset, std::span<const iovec> iov, Done done) = 0;
+    /// The data comes in memory of the backing, valid during the call: whoever wants it in the peer's memory puts it
+    /// there on the executor's thread, if that may still be done.
+    virtual void read(ByteRange range, ReadDone done) = 0;
     virtual void write(std::uint64_t offset, std::span<const iovec> iov, Done done) = 0;
     /// `deallocate`: may give up the space, too.
     virtual void write_zeroes(ByteRange range, bool deallocate, Done done) = 0;

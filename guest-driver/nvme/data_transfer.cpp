@@ -84,7 +84,7 @@ void DataTransfer::send(const CommandPtr &command, std::vector<std::byte> data, 
             return;
         }
         command->executing = true;
-        copy_to_pieces(command->data.iov(), command->buffer);
+        command->data.store(0, command->buffer);
         finish(command, then);
     });
 }
@@ -100,14 +100,6 @@ void DataTransfer::receive(const CommandPtr &command, std::uint64_t bytes, Then 
         }
         then(status);
     });
-}
-
-void copy_to_pieces(std::span<const iovec> pieces, std::span<const std::byte> from)
-{
-    for (const auto &piece : pieces) {
-        std::memcpy(piece.iov_base, from.data(), piece.iov_len);
-        from = from.subspan(piece.iov_len);
-    }
 }
 
 void copy_from_pieces(std::span<const iovec> pieces, std::span<std::byte> to)

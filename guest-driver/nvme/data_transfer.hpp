@@ -44,8 +44,7 @@ private:
     std::uint32_t page_shift_ = kMinPageShift;
 };
 
-/// Copies between a buffer and mapped pieces of the same total size.
-void copy_to_pieces(std::span<const iovec> pieces, std::span<const std::byte> from);
+/// Copies mapped pieces into a buffer of the same total size.
 void copy_from_pieces(std::span<const iovec> pieces, std::span<std::byte> to);
 
 }  // namespace vvfu::nvme

@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <new>
 #include <utility>
 
 namespace vvfu::nvme {
@@ -210,10 +211,18 @@ void FileBacking::submit(Work work, Done done)
                     });
 }
 
-void FileBacking::read(std::uint64_t offset, std::span<const iovec> iov, Done done)
+void FileBacking::read(ByteRange range, ReadDone done)
 {
-    submit([offset, iov](const File &file) { return transfer_all(preadv, file.fd.get(), offset, iov); },
-           std::move(done));
+    const auto buffer = std::make_shared<std::unique_ptr<std::byte[]>>();
+    const auto work = [range, buffer](const File &file) {
+        // Allocated here, so that only requests being served and their results need memory.
+        buffer->reset(new (std::nothrow) std::byte[range.size]);
+        const iovec piece{buffer->get(), range.size};
+        return *buffer ? transfer_all(preadv, file.fd.get(), range.offset, {&piece, 1}) : ENOMEM;
+    };
+    submit(work, [range, buffer, done = std::move(done)](int error) {
+        done(error, error == 0 ? std::span<const std::byte>{buffer->get(), range.size} : std::span<const std::byte>{});
+    });
 }
 
 void FileBacking::write(std::uint64_t offset, std::span<const iovec> iov, Done done)

@@ -197,13 +197,18 @@ void IoCommands::count(Access access, const Extent &extent) noexcept
 }
 
 template <typename F>
-void IoCommands::read_backing(const CommandPtr &command, const Extent &extent, std::span<const iovec> pieces, F next)
+void IoCommands::read_backing(const CommandPtr &command, const Extent &extent, F next)
 {
-    const auto read = [=, this, next = std::move(next)] {
-        extent.ns->backing->read(extent.range.offset, pieces, on_backing(command, *extent.ns, Access::read, [=, this] {
-                                     count(Access::read, extent);
-                                     next();
-                                 }));
+    auto done = [this, command, extent, next = std::move(next)](int error, std::span<const std::byte> data) {
+        if (error != 0) {
+            engine_.complete(command, backing_status(error, *extent.ns, Access::read));
+            return;
+        }
+        count(Access::read, extent);
+        next(data);
+    };
+    const auto read = [this, extent, done = std::move(done)] {
+        extent.ns->backing->read(extent.range, activity_.track(done));
     };
     if ((command->entry.cdw12 & kForceUnitAccess) != 0) {
         make_durable(*extent.ns, on_success(command, read));
@@ -215,8 +220,10 @@ void IoCommands::read_backing(const CommandPtr &command, const Extent &extent, s
 void IoCommands::read(const CommandPtr &command)
 {
     transfer(command, Access::read, DmaDirection::to_peer, [this, command](const Extent &extent) {
-        read_backing(command, extent, command->data.iov(),
-                     [this, command] { transfer_.finish(command, complete_with(command)); });
+        read_backing(command, extent, [this, command](std::span<const std::byte> data) {
+            command->data.store(0, data);
+            transfer_.finish(command, complete_with(command));
+        });
     });
 }
 
@@ -245,21 +252,19 @@ void IoCommands::finish_write(const CommandPtr &command, Namespace &ns)
 void IoCommands::compare(const CommandPtr &command)
 {
     transfer(command, Access::read, DmaDirection::from_peer, [this, command](const Extent &extent) {
-        command->buffer.resize(extent.range.size);
-        const auto piece = std::make_shared<iovec>(iovec{command->buffer.data(), command->buffer.size()});
-        read_backing(command, extent, {piece.get(), 1}, [this, command, keep = piece] { compare_data(command); });
+        read_backing(command, extent,
+                     [this, command](std::span<const std::byte> stored) { compare_data(command, stored); });
     });
 }
 
-void IoCommands::compare_data(const CommandPtr &command)
+void IoCommands::compare_data(const CommandPtr &command, std::span<const std::byte> stored)
 {
-    const auto *stored = command->buffer.data();
     for (const auto &piece : command->data.iov()) {
-        if (std::memcmp(stored, piece.iov_base, piece.iov_len) != 0) {
+        if (std::memcmp(stored.data(), piece.iov_base, piece.iov_len) != 0) {
             engine_.complete(command, Status::compare_failure);
             return;
         }
-        stored += piece.iov_len;
+        stored = stored.subspan(piece.iov_len);
     }
     engine_.complete(command, Status::success);
 }

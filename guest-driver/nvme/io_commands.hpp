@@ -44,14 +44,14 @@ private:
     [[nodiscard]] bool durable(const SubmissionEntry &entry) const noexcept;
     void flush(const CommandPtr &command);
     void read(const CommandPtr &command);
-    /// Reads into `pieces`, what was written before being durable first if the command asks for it (FUA).
+    /// Goes on with `next(data)`, what was written before being durable first if the command asks for it (FUA).
     template <typename F>
-    void read_backing(const CommandPtr &command, const Extent &extent, std::span<const iovec> pieces, F next);
+    void read_backing(const CommandPtr &command, const Extent &extent, F next);
     void write(const CommandPtr &command);
     /// Ends a command that has written, now or when what it wrote is durable.
     void finish_write(const CommandPtr &command, Namespace &ns);
     void compare(const CommandPtr &command);
-    void compare_data(const CommandPtr &command);
+    void compare_data(const CommandPtr &command, std::span<const std::byte> stored);
     void write_zeroes(const CommandPtr &command);
     void dataset_management(const CommandPtr &command);
     void deallocate(const CommandPtr &command, Namespace &ns);

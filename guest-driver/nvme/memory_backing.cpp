@@ -58,14 +58,9 @@ MemoryBacking::~MemoryBacking()
     munmap(data_, size_);
 }
 
-void MemoryBacking::read(std::uint64_t offset, std::span<const iovec> iov, Done done)
+void MemoryBacking::read(ByteRange range, ReadDone done)
 {
-    const std::byte *from = data_ + offset;
-    for (const auto &piece : iov) {
-        std::memcpy(piece.iov_base, from, piece.iov_len);
-        from += piece.iov_len;
-    }
-    done(0);
+    done(0, {data_ + range.offset, range.size});
 }
 
 void MemoryBacking::write(std::uint64_t offset, std::span<const iovec> iov, Done done)

@@ -172,13 +172,18 @@ bool QueueEngine::sq_doorbell(const std::shared_ptr<SubmissionQueue> &sq, std::u
         return set_tail(*sq, tail);
     }
     // The register write may be older than what has been taken from host memory already.
-    const auto shadow = shadows_.read(ShadowDoorbells::sq_register(sq->id));
+    // Without DMA it waits for resume(), which looks at all that is not armed.
     mark_unarmed(sq);
+    const auto shadow =
+        client_.dma_allowed() ? shadows_.read(ShadowDoorbells::sq_register(sq->id)) : std::optional<std::uint32_t>{};
     return !shadow || set_tail(*sq, *shadow);
 }
 
 bool QueueEngine::cq_doorbell(CompletionQueue &cq, std::uint32_t head)
 {
+    if (cq.shadowed && !client_.dma_allowed()) {
+        return true;  // refresh_head() looks when there is no room
+    }
     if (cq.shadowed) {
         head = shadows_.read(ShadowDoorbells::cq_register(cq.id)).value_or(cq.ring.head);
     }
@@ -244,7 +249,7 @@ void QueueEngine::adopt_shadow(CompletionQueue &cq)
 
 bool QueueEngine::refresh_head(CompletionQueue &cq)
 {
-    if (!cq.shadowed || !shadows_.enabled()) {
+    if (!cq.shadowed || !shadows_.enabled() || !client_.dma_allowed()) {
         return false;
     }
     const auto before = cq.ring.head;
@@ -396,6 +401,8 @@ void QueueEngine::fetch(const std::shared_ptr<SubmissionQueue> &sq)
                            }
                            if (sq->deleted) {
                                check_drained(*sq);
+                           } else if (!result && result.error() == guest::DmaError::disabled) {
+                               return;  // again with the next resume()
                            } else if (!result) {
                                client_.fatal();
                            } else {
@@ -525,29 +532,33 @@ bool QueueEngine::post_batch(const std::shared_ptr<CompletionQueue> &cq)
                                     std::uint64_t{count} * sizeof(CompletionEntry)};
     auto mapped = [this, cq, count](Expected<guest::DmaMapping, guest::DmaError> mapping) {
         if (!mapping) {
-            posted(cq, count, false);
+            posted(cq, count, make_unexpected(mapping.error()));
             return;
         }
         for (std::uint32_t i = 0; i < count; ++i) {
             auto entry = cq->waiting[i].entry;
             entry.sq_head = static_cast<std::uint16_t>(cq->waiting[i].sq->ring.head);
             entry.status = static_cast<std::uint16_t>(entry.status | (cq->phase ? 1 : 0));
-            write_entry(mapping->iov(), i * sizeof(entry), entry);
+            write_entry(mapping->writable(), i * sizeof(entry), entry);
         }
-        std::move(*mapping).finish(activity_.track(
-            [this, cq, count](Expected<void, guest::DmaError> result) { posted(cq, count, result.has_value()); }));
+        std::move(*mapping).finish(
+            activity_.track([this, cq, count](Expected<void, guest::DmaError> result) { posted(cq, count, result); }));
     };
     services_.dma.map({&segment, 1}, guest::DmaDirection::to_peer, activity_.track(std::move(mapped)));
     return !cq->writing;
 }
 
-void QueueEngine::posted(const std::shared_ptr<CompletionQueue> &cq, std::uint32_t count, bool success)
+void QueueEngine::posted(const std::shared_ptr<CompletionQueue> &cq, std::uint32_t count,
+                         Expected<void, guest::DmaError> result)
 {
     cq->writing = false;
     if (!running_) {
         return;
     }
-    if (!success) {
+    if (!result && result.error() == guest::DmaError::disabled) {
+        return;  // again with the next resume()
+    }
+    if (!result) {
         client_.fatal();
         return;
     }

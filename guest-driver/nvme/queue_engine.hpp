@@ -111,7 +111,8 @@ private:
     void post_dirty();
     void post(const std::shared_ptr<CompletionQueue> &cq);
     bool post_batch(const std::shared_ptr<CompletionQueue> &cq);
-    void posted(const std::shared_ptr<CompletionQueue> &cq, std::uint32_t count, bool success);
+    void posted(const std::shared_ptr<CompletionQueue> &cq, std::uint32_t count,
+                Expected<void, guest::DmaError> result);
     void forget(SubmissionQueue &sq);
     void drop_deleted(CompletionQueue &cq);
     void check_drained(SubmissionQueue &sq);

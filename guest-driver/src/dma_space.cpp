@@ -57,6 +57,7 @@ const char *describe(DmaError error) noexcept
         case DmaError::io: return "the peer refused the transfer or is gone";
         case DmaError::timeout: return "the peer did not answer in time";
         case DmaError::too_large: return "transfer too large";
+        case DmaError::disabled: return "the function may not do DMA";
     }
     return "unknown error";
 }
@@ -106,6 +107,10 @@ struct DmaSpace::Piece {
 
 /// A group of DMA_READs or DMA_WRITEs that complete together; the last one runs `done`.
 struct DmaSpace::Transfer {
+    explicit Transfer(std::shared_ptr<const Gate> its_gate) : gate(std::move(its_gate)), closed(gate->closed) {}
+
+    std::shared_ptr<const Gate> gate;
+    std::uint64_t closed;
     std::vector<Pin> pins;
     unsigned outstanding = 0;
     std::optional<DmaError> error;
@@ -134,6 +139,9 @@ struct DmaSpace::Transfer {
         if (!error && std::any_of(pins.begin(), pins.end(), [](const Pin &pin) { return pin.cleared(); })) {
             error = DmaError::io;
         }
+        if (gate->closed != closed) {
+            error = DmaError::disabled;
+        }
         auto callback = std::move(done);
         pins.clear();
         callback(error ? Expected<void, DmaError>{make_unexpected(*error)} : Expected<void, DmaError>{});
@@ -146,6 +154,10 @@ struct DmaMapping::State {
         std::byte *data = nullptr;
         std::uint64_t size = 0;
     };
+    explicit State(std::shared_ptr<const DmaSpace::Gate> its_gate) : gate(std::move(its_gate)), closed(gate->closed) {}
+
+    std::shared_ptr<const DmaSpace::Gate> gate;
+    std::uint64_t closed;
     std::vector<DmaSpace::Pin> pins;
     std::vector<iovec> iov;
     std::uint64_t size = 0;
@@ -163,13 +175,22 @@ struct DmaMapping::State {
             iov.push_back({data, bytes});
         }
     }
-    [[nodiscard]] bool cleared() const
+    /// Why nothing may be written any more.
+    [[nodiscard]] std::optional<DmaError> dead() const noexcept
     {
-        return std::any_of(pins.begin(), pins.end(), [](const DmaSpace::Pin &pin) { return pin.cleared(); });
-    }
-    [[nodiscard]] bool removed() const
-    {
-        return std::any_of(pins.begin(), pins.end(), [](const DmaSpace::Pin &pin) { return pin.removed(); });
+        if (gate->closed != closed) {
+            return DmaError::disabled;
+        }
+        const auto any = [this](auto condition) { return std::any_of(pins.begin(), pins.end(), condition); };
+        if (any([](const DmaSpace::Pin &pin) { return pin.cleared(); })) {
+            return DmaError::io;
+        }
+        //= VVFU-MEMORY-2
+        // Another range may be at these addresses by now.
+        if (any([](const DmaSpace::Pin &pin) { return pin.removed(); })) {
+            return DmaError::fault;
+        }
+        return std::nullopt;
     }
 };
 
@@ -180,7 +201,31 @@ DmaMapping::~DmaMapping() = default;
 
 std::span<const iovec> DmaMapping::iov() const noexcept
 {
-    return state_ ? std::span<const iovec>{state_->iov} : std::span<const iovec>{};
+    return state_ && state_->direction == DmaDirection::from_peer ? std::span<const iovec>{state_->iov}
+                                                                  : std::span<const iovec>{};
+}
+
+std::span<const iovec> DmaMapping::writable() const noexcept
+{
+    return state_ && state_->direction == DmaDirection::to_peer && !state_->dead() ? std::span<const iovec>{state_->iov}
+                                                                                   : std::span<const iovec>{};
+}
+
+void DmaMapping::store(std::uint64_t offset, std::span<const std::byte> data) const noexcept
+{
+    for (const auto &piece : writable()) {
+        if (offset >= piece.iov_len) {
+            offset -= piece.iov_len;
+            continue;
+        }
+        const auto part = data.first(std::min<std::uint64_t>(data.size(), piece.iov_len - offset));
+        std::copy(part.begin(), part.end(), static_cast<std::byte *>(piece.iov_base) + offset);
+        data = data.subspan(part.size());
+        offset = 0;
+        if (data.empty()) {
+            return;
+        }
+    }
 }
 
 std::uint64_t DmaMapping::size() const noexcept
@@ -196,26 +241,17 @@ bool DmaMapping::bounced() const noexcept
 void DmaMapping::finish(DmaCallback done) &&
 {
     const std::shared_ptr<State> state = std::move(state_);
-    if (!state || state->bounces.empty() || state->direction == DmaDirection::from_peer) {
-        if (state) {
-            state->pins.clear();
-        }
+    if (!state) {
         done({});
         return;
     }
-    if (state->cleared() || state->message_dma == nullptr) {
+    const auto error = state->direction == DmaDirection::to_peer ? state->dead() : std::nullopt;
+    if (error || state->bounces.empty() || state->direction == DmaDirection::from_peer) {
         state->pins.clear();
-        done(make_unexpected(DmaError::io));
+        done(error ? Expected<void, DmaError>{make_unexpected(*error)} : Expected<void, DmaError>{});
         return;
     }
-    //= VVFU-MEMORY-2
-    // Another range may be at these addresses by now.
-    if (state->removed()) {
-        state->pins.clear();
-        done(make_unexpected(DmaError::fault));
-        return;
-    }
-    auto transfer = std::make_shared<DmaSpace::Transfer>();
+    auto transfer = std::make_shared<DmaSpace::Transfer>(state->gate);
     transfer->pins = std::move(state->pins);
     // The callback keeps the bounce buffer alive for as long as a DMA_WRITE may read it.
     transfer->done = [state, done = std::move(done)](Expected<void, DmaError> result) { done(std::move(result)); };
@@ -293,6 +329,23 @@ void DmaSpace::clear()
     }
 }
 
+void DmaSpace::close() noexcept
+{
+    if (std::exchange(gate_->open, false)) {
+        ++gate_->closed;
+    }
+}
+
+void DmaSpace::open() noexcept
+{
+    gate_->open = true;
+}
+
+bool DmaSpace::is_open() const noexcept
+{
+    return gate_->open;
+}
+
 std::size_t DmaSpace::ranges() const noexcept
 {
     return ranges_.size();
@@ -345,6 +398,10 @@ std::byte *DmaSpace::host_range(DmaAddress address, std::uint64_t size, DmaDirec
 
 void DmaSpace::map(std::span<const DmaSegment> segments, DmaDirection direction, MapCallback done)
 {
+    if (!gate_->open) {
+        done(make_unexpected(DmaError::disabled));
+        return;
+    }
     std::vector<Piece> pieces;
     for (const auto &segment : segments) {
         if (const auto located = locate(segment, direction, pieces); !located) {
@@ -364,7 +421,7 @@ void DmaSpace::map(std::span<const DmaSegment> segments, DmaDirection direction,
         bounce_size += piece.size;
     }
     DmaMapping mapping;
-    mapping.state_ = std::make_unique<DmaMapping::State>();
+    mapping.state_ = std::make_unique<DmaMapping::State>(gate_);
     auto &state = *mapping.state_;
     state.direction = direction;
     state.message_dma = message_dma_;
@@ -390,7 +447,7 @@ void DmaSpace::map(std::span<const DmaSegment> segments, DmaDirection direction,
         done(std::move(mapping));
         return;
     }
-    auto transfer = std::make_shared<Transfer>();
+    auto transfer = std::make_shared<Transfer>(gate_);
     for (const auto &piece : pieces) {
         transfer->pins.emplace_back(piece.entry);
     }
@@ -411,6 +468,10 @@ void DmaSpace::map(std::span<const DmaSegment> segments, DmaDirection direction,
 
 void DmaSpace::copy(DmaAddress address, std::byte *buffer, std::uint64_t size, DmaDirection direction, DmaCallback done)
 {
+    if (!gate_->open) {
+        done(make_unexpected(DmaError::disabled));
+        return;
+    }
     // Queue entries and small registers: one mapped range, no bookkeeping.
     if (std::byte *host = host_range(address, size, direction); host != nullptr) {
         copy_bytes(host, buffer, size, direction);
@@ -439,7 +500,7 @@ void DmaSpace::copy(DmaAddress address, std::byte *buffer, std::uint64_t size, D
         done(make_unexpected(DmaError::io));
         return;
     }
-    const auto transfer = std::make_shared<Transfer>();
+    const auto transfer = std::make_shared<Transfer>(gate_);
     transfer->done = std::move(done);
     for (const auto &[piece, part] : messages) {
         transfer->pins.emplace_back(piece->entry);

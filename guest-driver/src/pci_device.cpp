@@ -74,6 +74,7 @@ PciDevice::PciDevice(PciFunction function, DeviceServices services)
     build_config();
     build_bars();
     build_capabilities();
+    update_gate();
 }
 
 void PciDevice::check_function() const
@@ -252,6 +253,10 @@ void PciDevice::region_read(std::uint32_t region, std::uint64_t offset, std::spa
         config_.read(offset, out);
         return;
     }
+    if (!in_d0()) {  // PM 1.2 5.4.1: only configuration space answers
+        std::fill(out.begin(), out.end(), std::byte{0xff});
+        return;
+    }
     while (!out.empty()) {
         const auto part = route(region, offset, out.size());
         const auto piece = out.first(part.size);
@@ -273,7 +278,7 @@ void PciDevice::region_write(std::uint32_t region, std::uint64_t offset, std::sp
         config_write(offset, data);
     }
     // A write may start a reset: what is left of it must not reach the model.
-    while (!data.empty() && region <= control::kRegionBar5 && !resetting_) {
+    while (!data.empty() && region <= control::kRegionBar5 && !resetting_ && in_d0()) {
         const auto part = route(region, offset, data.size());
         const auto piece = data.first(part.size);
         if (part.target == Target::model) {
@@ -305,8 +310,23 @@ void PciDevice::config_write(std::size_t offset, std::span<const std::byte> data
     }
     intx_evaluate();
     if (bus_master() != bus_master_before) {
+        update_gate();
         bus_master_changed();
     }
+}
+
+void PciDevice::update_gate()
+{
+    if (bus_master()) {
+        services_.dma.open();
+    } else {
+        services_.dma.close();
+    }
+}
+
+bool PciDevice::in_d0() const noexcept
+{
+    return (config_.get(kPmCap + PCI_PM_CTRL, 2) & PCI_PM_CTRL_STATE_MASK) == 0;
 }
 
 // A pending bit is a doorbell write that is latched because the vector has no target.
@@ -352,6 +372,8 @@ void PciDevice::reset(std::function<void()> done)
     }
     resetting_ = true;
     config_.reset();
+    //= VVFU-RESET-1
+    update_gate();  // Bus Master Enable is clear
     intx_level_ = false;
     intx_masked_ = false;
     for (std::size_t i = 0; i < msix_table_.size(); ++i) {
@@ -386,12 +408,12 @@ bool PciDevice::msix_enabled() const noexcept
 
 bool PciDevice::bus_master() const noexcept
 {
-    return (config_.get(PCI_COMMAND, 2) & PCI_COMMAND_MASTER) != 0;
+    return (config_.get(PCI_COMMAND, 2) & PCI_COMMAND_MASTER) != 0 && in_d0();
 }
 
 void PciDevice::msix_trigger(std::uint16_t vector)
 {
-    if (!resetting_ && vector < function_.msix_vectors && msix_enabled()) {
+    if (!resetting_ && vector < function_.msix_vectors && msix_enabled() && bus_master()) {
         services_.irqs.trigger(control::kIrqMsix, vector);
     }
 }
@@ -408,7 +430,7 @@ void PciDevice::intx_set(bool level)
 void PciDevice::intx_evaluate()
 {
     const bool disabled = (config_.get(PCI_COMMAND, 2) & PCI_COMMAND_INTX_DISABLE) != 0;
-    if (!intx_level_ || intx_masked_ || disabled || resetting_ || msix_enabled()) {
+    if (!intx_level_ || intx_masked_ || disabled || resetting_ || !in_d0() || msix_enabled()) {
         return;
     }
     intx_masked_ = true;

@@ -311,6 +311,7 @@ void Session::Impl::leave_session()
     backlog_.clear();
     forget_triggers();
     dma_.clear();
+    held_replies_.clear();
 }
 
 /// Brings the model to its power-on state, unless it is there, then runs `then`.
@@ -466,7 +467,18 @@ void Session::Impl::message_dma(DmaDirection direction, DmaAddress address, std:
         reactor_.post([done = std::move(done)] { done(make_unexpected(DmaError::io)); });
         return;
     }
-    control_->dma(direction, epoch_, address, buffer, std::move(done));
+    if (direction == DmaDirection::from_peer) {
+        control_->dma(direction, epoch_, address, buffer, std::move(done));
+        return;
+    }
+    ++writes_in_flight_;
+    control_->dma(direction, epoch_, address, buffer,
+                  [self = weak_from_this(), done = std::move(done)](Expected<void, DmaError> result) {
+                      done(std::move(result));
+                      if (const auto impl = self.lock()) {
+                          impl->write_over();
+                      }
+                  });
 }
 
 // ---- Session ------------------------------------------------------------------------------------

@@ -101,6 +101,7 @@ private:
     Handled region_write(const Header &header, Bytes payload);
     Handled region_write_multi(Bytes payload);
     Handled irq_info(Bytes payload);
+    [[nodiscard]] bool refused_by_reset(Bytes message) const;
     Handled check_access(const control::RegionAccess &access, std::uint32_t flag) const;
     void intx_unmasked();
 
@@ -109,6 +110,9 @@ private:
     void send_reply();
     void reply(const Header &header, Status status = Status::ok, std::string_view text = {});
     void reply_later(const Header &header);
+    /// Runs `reply` now, or, if the function may do no DMA any more, when DMA_WRITEs of the time before are over.
+    void reply_after_writes(std::function<void()> reply);
+    void write_over();
 
     /// Runs a reset of the model; requests wait until it is done, then `then` runs.
     void run_reset(const std::function<void(std::function<void()>)> &reset, std::function<void()> then);
@@ -160,6 +164,8 @@ private:
     std::set<Vector> triggers_;  // not sent yet; guarded by triggers_mutex_
     Vector last_trigger_{};      // sent
     std::size_t triggers_in_flight_ = 0;
+    std::size_t writes_in_flight_ = 0;  // DMA_WRITE
+    std::vector<std::function<void()>> held_replies_;
 };
 
 }  // namespace vvfu::guest

@@ -136,12 +136,25 @@ bool Session::Impl::receive()
     const controlq::DeviceBuffer buffer{request_buffers_->device_address(index),
                                         static_cast<std::uint32_t>(request_buffers_->size())};
     requests_->ring().add({}, {&buffer, 1}, index);
-    if (resetting_ || !backlog_.empty()) {
+    if ((resetting_ || !backlog_.empty()) && !refused_by_reset(message_)) {
         backlog_.push_back(message_);
     } else {
         handle(message_);
     }
     return true;
+}
+
+//= VVFU-RESET-2
+//# The driver MUST answer a region access that follows DEVICE_RESET before the reset is complete at once, a read with
+//# all-ones, and a write without any effect.
+bool Session::Impl::refused_by_reset(Bytes message) const
+{
+    const auto header = control::decode_header(message);
+    if (!resetting_ || !peer_up_ || !header || header->epoch != epoch_) {
+        return false;
+    }
+    return header->type == Type::region_read || header->type == Type::region_write ||
+           header->type == Type::region_write_multi;
 }
 
 //= VVFU-QUEUE-8
@@ -207,7 +220,7 @@ Handled Session::Impl::dispatch(const Header &header, Bytes payload)
         case Type::region_write_multi: {
             auto handled = region_write_multi(payload);
             if (handled) {
-                reply(header);
+                reply_after_writes([this, header] { reply(header); });
             }
             return handled;
         }
@@ -272,6 +285,7 @@ Handled Session::Impl::peer(const Header &header, Bytes payload)
         spdlog::info("[{}] session {} ended: {}", transport_.name(), epoch_, name(info->reason));
     }
     dma_.clear();
+    held_replies_.clear();
     peer_up_ = false;
     //= VVFU-SESSION-8
     //# The driver MUST NOT answer PEER(DOWN) before it has ended its accesses to the window and forgotten the
@@ -381,7 +395,12 @@ Handled Session::Impl::region_read(const Header &header, Bytes payload)
     const auto data = reply_.size();
     reply_.resize(data + access->count);
     //= VVFU-ACCESS-2
-    model_->region_read(access->region, access->offset, std::span{reply_}.subspan(data));
+    const auto out = std::span{reply_}.subspan(data);
+    if (resetting_) {
+        std::fill(out.begin(), out.end(), std::byte{0xff});
+    } else {
+        model_->region_read(access->region, access->offset, out);
+    }
     send_reply();
     return {};
 }
@@ -395,12 +414,16 @@ Handled Session::Impl::region_write(const Header &header, Bytes payload)
     if (auto checked = check_access(write->access, control::kRegionWrite); !checked) {
         return checked;
     }
-    model_->region_write(write->access.region, write->access.offset, write->data);
+    if (!resetting_) {
+        model_->region_write(write->access.region, write->access.offset, write->data);
+    }
     if (!header.is_posted()) {
-        begin_reply(header);
-        //= VVFU-ACCESS-2
-        control::append(reply_, write->access);
-        send_reply();
+        reply_after_writes([this, header, access = write->access] {
+            begin_reply(header);
+            //= VVFU-ACCESS-2
+            control::append(reply_, access);
+            send_reply();
+        });
     }
     return {};
 }
@@ -420,6 +443,9 @@ Handled Session::Impl::region_write_multi(Bytes payload)
     //= VVFU-MULTI-1
     //# The driver MUST carry out the entries of a REGION_WRITE_MULTI in their order.
     for (const auto &write : *writes) {
+        if (resetting_) {
+            break;
+        }
         model_->region_write(write.access.region, write.access.offset, Bytes{write.data}.first(write.access.count));
     }
     return {};
@@ -446,8 +472,6 @@ void Session::Impl::intx_unmasked()
 
 // ---- model reset --------------------------------------------------------------------------------
 
-//= VVFU-RESET-2
-//# The driver MUST NOT apply a region access that follows DEVICE_RESET before the reset is complete.
 void Session::Impl::run_reset(const std::function<void(std::function<void()>)> &reset, std::function<void()> then)
 {
     resetting_ = true;
@@ -512,6 +536,31 @@ void Session::Impl::reply(const Header &header, Status status, std::string_view 
         control::append_text(reply_, text);
     }
     send_reply();
+}
+
+//= VVFU-RESET-8
+void Session::Impl::reply_after_writes(std::function<void()> reply)
+{
+    if (writes_in_flight_ == 0 || dma_.is_open()) {
+        reply();
+    } else {
+        held_replies_.push_back(std::move(reply));
+    }
+}
+
+void Session::Impl::write_over()
+{
+    if (--writes_in_flight_ > 0) {
+        return;
+    }
+    for (const auto &reply : std::exchange(held_replies_, {})) {
+        if (!broken_ && state_ != State::stopped) {
+            reply();
+        }
+    }
+    if (!broken_ && state_ != State::stopped) {
+        replies_->flush();
+    }
 }
 
 /// For replies that are not sent while requests are being taken: nobody else would flush.

@@ -73,6 +73,7 @@ guest::PciFunction make_function(const TestdevOptions &options)
 Status status_of(DmaError error)
 {
     switch (error) {
+        case DmaError::disabled: return kNoBusMaster;
         case DmaError::fault: return kFault;
         case DmaError::permission: return kPermission;
         case DmaError::io: return kIo;
@@ -147,6 +148,7 @@ private:
         std::uint32_t pattern = 0;
         DmaMapping from, to;
         std::vector<iovec> from_iov, to_iov;
+        std::vector<std::byte> result;  ///< goes to `to`
         std::uint32_t checksum = 0;
     };
     using TransferPtr = std::shared_ptr<Transfer>;
@@ -317,7 +319,8 @@ void Testdev::map_destination(const TransferPtr &transfer)
                                return;
                            }
                            transfer->to = std::move(*mapping);
-                           transfer->to_iov.assign(transfer->to.iov().begin(), transfer->to.iov().end());
+                           transfer->result.resize(transfer->length);
+                           transfer->to_iov = {{transfer->result.data(), transfer->length}};
                            self.run(transfer);
                        }));
 }
@@ -326,7 +329,7 @@ void Testdev::run(const TransferPtr &transfer)
 {
     const auto result = std::make_shared<std::uint32_t>(0);
     auto work = [command = transfer->command, from = transfer->from_iov, to = transfer->to_iov,
-                 pattern = transfer->pattern, result, keep = own_memory_] {
+                 pattern = transfer->pattern, result, transfer, keep = own_memory_] {
         if (command == kFill) {
             fill(to, pattern);
         } else if (command == kChecksum) {
@@ -344,6 +347,7 @@ void Testdev::run(const TransferPtr &transfer)
 void Testdev::finish(const TransferPtr &transfer)
 {
     transfer->from = DmaMapping{};
+    transfer->to.store(0, transfer->result);
     std::move(transfer->to).finish(bind([transfer](Testdev &self, auto result) {
         if (!result) {
             self.end_transfer(status_of(result.error()));

@@ -9,6 +9,7 @@
 #include <fstream>
 
 #include "nvme_host.hpp"
+#include "stalling_storage.hpp"
 #include "wire_test.hpp"
 
 namespace vvfu::test {
@@ -223,6 +224,82 @@ TEST_F(NvmeUnansweredDma, EndsWithDataTransferErrorWhenItsMemoryIsUnmapped)
     dma.answer(data);
     write_and_verify(host, 1);
     expect_no_deadline(loopback);
+}
+
+/// Sixteen reads that hang in the backing when the function is told to stop, and go on afterwards.
+class NvmeStoppedReads : public ::testing::Test {
+protected:
+    static constexpr unsigned kReads = 16, kWorkers = 8;
+    static constexpr std::uint32_t kConfig = 7;
+    static constexpr std::uint64_t kCommand = 0x04, kPmControl = 0x44, kDeviceControl = 0x58;
+
+    void SetUp() override
+    {
+        ASSERT_EQ(host.create_io_queue(1, 64).status, 0);
+        for (unsigned i = 0; i < kReads; ++i) {
+            host.submit(1, host.read_command(1, i * 8, 8).prps(data.address() + i * 4096, 0));
+        }
+        ASSERT_EQ(session.client.dma_map(data), 0);
+        host.ring(1);
+        ASSERT_TRUE(storage.wait_for(kWorkers));
+    }
+    static std::string image_of(const TemporaryDirectory &directory)
+    {
+        auto path = directory.path("disk.img");
+        std::ofstream(path) << std::string(kMiB, 'x');
+        return path;
+    }
+    /// Lets the storage go on, and the commands of the time before end.
+    void release() { storage.release(kReads); }
+    void expect_untouched() const
+    {
+        EXPECT_TRUE(std::all_of(data.bytes().begin(), data.bytes().end(), [](auto b) { return b == std::byte{0}; }));
+    }
+    void expect_ended_without_data()
+    {
+        for (unsigned i = 0; i < kReads; ++i) {
+            EXPECT_EQ(host.wait(1).status, 0x04) << "Data Transfer Error";
+        }
+        expect_untouched();
+    }
+
+    TemporaryDirectory directory;
+    StallingStorage storage{"preadv"};
+    LoopbackProcess loopback{
+        loopback_program(), {"nvme", "--backing=" + image_of(directory)}, storage.fds(), storage.environment()};
+    NvmeSession session{loopback};
+    NvmeHost &host = session.host;
+    GuestRam data{0x10000000, kMiB};
+};
+
+TEST_F(NvmeStoppedReads, ReachNothingOnceBusMasterEnableIsCleared)
+{
+    session.client.write<std::uint16_t>(kConfig, kCommand, 0x0002);
+    release();
+    EXPECT_FALSE(host.poll(1));
+    session.client.write<std::uint16_t>(kConfig, kCommand, 0x0006);
+    expect_ended_without_data();
+}
+
+TEST_F(NvmeStoppedReads, ReachNothingInD3hot)
+{
+    session.client.write<std::uint16_t>(kConfig, kPmControl, 3);
+    EXPECT_EQ(session.client.read<std::uint32_t>(0, 0x1c), 0xffffffffu);
+    release();
+    EXPECT_FALSE(host.poll(1));
+    session.client.write<std::uint16_t>(kConfig, kPmControl, 0);
+    EXPECT_EQ(session.client.read<std::uint32_t>(0, 0x1c), 1u) << "CSTS.RDY: no soft reset";
+    expect_ended_without_data();
+}
+
+TEST_F(NvmeStoppedReads, ReachNothingAfterAFunctionLevelReset)
+{
+    session.client.write<std::uint16_t>(kConfig, kDeviceControl, 0x8000);
+    EXPECT_EQ(session.client.read<std::uint32_t>(0, 0x1c), 0xffffffffu) << "the reset waits for the storage";
+    release();
+    ASSERT_TRUE(eventually([&] { return session.client.read<std::uint32_t>(0, 0x1c) == 0; }));
+    EXPECT_FALSE(host.poll(1));
+    expect_untouched();
 }
 
 TEST(NvmeWire, DataInAFileSurvivesPeersAndServers)

@@ -99,7 +99,8 @@ TEST_F(DmaSpaceTest, AddAgreesWithANaiveModel)
 TEST_F(DmaSpaceTest, MappedSegmentsPointIntoTheWindowInOrder)
 {
     ASSERT_TRUE(space.add(mapped(0x1000, 0x1000, 0x4000)));
-    auto mapping = map_now({{DmaAddress{0x1800}, 0x10}, {DmaAddress{0x1000}, 0x20}, {DmaAddress{0x1900}, 0}}, kToPeer);
+    auto mapping =
+        map_now({{DmaAddress{0x1800}, 0x10}, {DmaAddress{0x1000}, 0x20}, {DmaAddress{0x1900}, 0}}, kFromPeer);
     ASSERT_TRUE(mapping);
     EXPECT_FALSE(mapping->bounced());
     EXPECT_EQ(mapping->size(), 0x30u);
@@ -189,9 +190,9 @@ TEST_F(DmaSpaceTest, BouncedWriteIsWrittenBackByFinish)
     auto mapping = map_now({{DmaAddress{0x2010}, 8}, {DmaAddress{0x2100}, 8}}, kToPeer);
     ASSERT_TRUE(mapping);
     EXPECT_TRUE(message_dma.reads.empty());
-    ASSERT_EQ(mapping->iov().size(), 1u) << "bounced pieces are neighbours in the bounce buffer";
+    ASSERT_EQ(mapping->writable().size(), 1u) << "bounced pieces are neighbours in the bounce buffer";
     const auto data = pattern(16);
-    std::memcpy(mapping->iov()[0].iov_base, data.data(), 16);
+    mapping->store(0, data);
     std::optional<bool> ok;
     std::move(*mapping).finish([&](auto r) { ok = r.has_value(); });
     EXPECT_FALSE(ok.has_value());
@@ -318,17 +319,63 @@ TEST_F(DmaSpaceTest, NothingIsWrittenBackToARangeThatWasRemoved)
     EXPECT_TRUE(message_dma.writes.empty());
 }
 
-TEST_F(DmaSpaceTest, ClearKeepsPointersButFailsWriteBack)
+TEST_F(DmaSpaceTest, OnlyTheExecutorMayWriteAndOnlyWhileTheGateIsOpen)
+{
+    ASSERT_TRUE(space.add(mapped(0x1000, 0x1000, 0x4000)));
+    ASSERT_TRUE(space.add(mapped(0x2000, 0x1000, 0x8000)));
+    auto mapping = map_now({{DmaAddress{0x1ffc}, 8}}, kToPeer);
+    ASSERT_TRUE(mapping);
+    EXPECT_TRUE(mapping->iov().empty()) << "nothing that a worker could write to";
+    const auto data = pattern(8);
+    mapping->store(2, std::span{data}.first(4));
+    EXPECT_EQ(window[0x4ffe], data[0]);
+    EXPECT_EQ(window[0x8001], data[3]);
+    space.close();
+    EXPECT_TRUE(mapping->writable().empty());
+    mapping->store(0, data);
+    EXPECT_EQ(window[0x4ffe], data[0]);
+    EXPECT_EQ(window[0x4ffd], std::byte{0}) << "written after the gate was closed";
+    space.open();
+    mapping->store(0, data);
+    EXPECT_EQ(window[0x4ffd], std::byte{0}) << "what was begun before the gate was closed stays dead";
+    std::optional<DmaError> error;
+    std::move(*mapping).finish([&](auto r) { error = r.error(); });
+    EXPECT_EQ(error, DmaError::disabled);
+}
+
+TEST_F(DmaSpaceTest, NothingIsReadOrWrittenWhileTheGateIsClosed)
+{
+    ASSERT_TRUE(space.add(mapped(0x1000, 0x1000, 0)));
+    ASSERT_TRUE(space.add(message_only(0x2000, 0x1000)));
+    std::vector<DmaError> errors;
+    const auto expect_error = [&](const auto &result) { errors.push_back(result.error()); };
+    std::array<std::byte, 8> buffer{};
+    space.read(DmaAddress{0x2000}, buffer, expect_error);  // under way
+    auto bounced = map_now({{DmaAddress{0x2000}, 8}}, kToPeer);
+    space.close();
+    message_dma.answer_all();
+    std::move(*bounced).finish(expect_error);
+    space.read(DmaAddress{0x1000}, buffer, expect_error);
+    space.write(DmaAddress{0x1000}, pattern(8), expect_error);
+    const auto mapping = map_now({{DmaAddress{0x1000}, 8}}, kFromPeer);
+    ASSERT_FALSE(mapping);
+    expect_error(mapping);
+    EXPECT_EQ(errors, std::vector<DmaError>(5, DmaError::disabled));
+    EXPECT_TRUE(message_dma.writes.empty());
+    EXPECT_EQ(window[0], std::byte{0});
+    space.open();
+    EXPECT_TRUE(map_now({{DmaAddress{0x1000}, 8}}, kFromPeer));
+}
+
+TEST_F(DmaSpaceTest, ClearFailsWriteBackOfWindowAndMessages)
 {
     ASSERT_TRUE(space.add(mapped(0x1000, 0x1000, 0)));
     ASSERT_TRUE(space.add(message_only(0x2000, 0x1000)));
     auto mapping = map_now({{DmaAddress{0x1ffc}, 8}}, kToPeer);
     space.clear();
     EXPECT_EQ(space.ranges(), 0u);
-    for (const auto &iov : mapping->iov()) {
-        std::memset(iov.iov_base, 0x5a, iov.iov_len);
-    }
-    EXPECT_EQ(window[0xfff], std::byte{0x5a});
+    mapping->store(0, pattern(8));
+    EXPECT_EQ(window[0xfff], std::byte{0});
     std::optional<DmaError> error;
     std::move(*mapping).finish([&](auto r) { error = r.error(); });
     EXPECT_EQ(error, DmaError::io);

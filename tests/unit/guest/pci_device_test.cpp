@@ -17,6 +17,7 @@ using control::IrqAction;
 using testing::ElementsAre;
 using testing::IsEmpty;
 using testing::Pair;
+using testing::SizeIs;
 
 PciFunction example_function()
 {
@@ -215,6 +216,52 @@ TEST_F(PciDeviceTest, PowerStateTakesD0AndD3hotOnly)
     EXPECT_EQ(config(pmcsr, 2) & PCI_PM_CTRL_STATE_MASK, 0u);
 }
 
+TEST_F(PciDeviceTest, TheGateIsOpenWithBusMasterEnableInD0Only)
+{
+    auto &dma = host.services().dma;
+    const auto pmcsr = capability(PCI_CAP_ID_PM) + PCI_PM_CTRL;
+    const auto devctl = capability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL;
+    enable_msix();
+    EXPECT_FALSE(dma.is_open());
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    EXPECT_TRUE(dma.is_open());
+    config_write(PCI_COMMAND, 0, 2);
+    EXPECT_FALSE(dma.is_open());
+    device->msix_trigger(3);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty());
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    config_write(pmcsr, 3, 2);
+    EXPECT_FALSE(dma.is_open());
+    device->msix_trigger(3);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty());
+    config_write(pmcsr, 0, 2);
+    EXPECT_TRUE(dma.is_open());
+    EXPECT_THAT(device->bus_master_changes, ElementsAre(true, false, true, false, true));
+    device->msix_trigger(3);
+    EXPECT_THAT(host.irqs.triggered, SizeIs(1));
+    device->reset_later = true;
+    config_write(devctl, PCI_EXP_DEVCTL_BCR_FLR, 2);
+    EXPECT_FALSE(dma.is_open()) << "before the reset is complete";
+    device->finish_reset();
+    EXPECT_FALSE(dma.is_open());
+}
+
+TEST_F(PciDeviceTest, InD3hotOnlyConfigurationSpaceAnswers)
+{
+    const auto pmcsr = capability(PCI_CAP_ID_PM) + PCI_PM_CTRL;
+    config_write(pmcsr, 3, 2);
+    EXPECT_EQ(read(0, 0, 4), std::vector<std::byte>(4, std::byte{0xff}));
+    write(0, 0, 1, 4);
+    EXPECT_THAT(device->reads, IsEmpty());
+    EXPECT_THAT(device->writes, IsEmpty());
+    EXPECT_EQ(config(PCI_VENDOR_ID, 2), 0x1234u);
+    device->intx_set(true);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty());
+    config_write(pmcsr, 0, 2);
+    EXPECT_THAT(host.irqs.triggered, SizeIs(1)) << "the line is looked at again";
+    EXPECT_EQ(read(0, 0, 1)[0], std::byte{0x5a});
+}
+
 TEST_F(PciDeviceTest, BusMasterFollowsCommand)
 {
     EXPECT_FALSE(device->bus_master());
@@ -282,6 +329,7 @@ TEST_F(PciDeviceTest, PbaShowsLatchedDoorbells)
 
 TEST_F(PciDeviceTest, MsixTriggersOnlyWhileEnabled)
 {
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
     device->msix_trigger(3);
     EXPECT_THAT(host.irqs.triggered, IsEmpty());
     enable_msix();

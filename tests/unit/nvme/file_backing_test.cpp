@@ -25,6 +25,15 @@ protected:
         return [this](int result) { error = result; };
     }
 
+    Backing::ReadDone read_done(std::vector<std::byte> &out)
+    {
+        error = -1;
+        return [this, &out](int result, std::span<const std::byte> data) {
+            error = result;
+            out.assign(data.begin(), data.end());
+        };
+    }
+
     TemporaryFile file{1 << 20};
     TestExecutor executor;
     TestWorkers workers{executor};
@@ -46,7 +55,7 @@ TEST_F(FileBackingTest, MorePiecesThanOneCallTakes)
     EXPECT_TRUE(std::equal(data.begin(), data.end(), contents.begin() + 512));
     const auto written = data;
     std::fill(data.begin(), data.end(), std::byte{0});
-    backing->read(512, pieces, done());
+    backing->read({512, data.size()}, read_done(data));
     ASSERT_EQ(finish(), 0);
     EXPECT_EQ(data, written);
 }
@@ -67,9 +76,8 @@ TEST_F(FileBackingTest, RunsOnAWorkerAndSurvivesItsOwner)
 TEST_F(FileBackingTest, ShrunkFileIsAnError)
 {
     std::filesystem::resize_file(file.path(), 1024);
-    std::vector<std::byte> data(1024);
-    const iovec piece{data.data(), data.size()};
-    backing->read(512, {&piece, 1}, done());
+    std::vector<std::byte> data;
+    backing->read({512, 1024}, read_done(data));
     EXPECT_EQ(finish(), EIO);
 }
 

@@ -35,7 +35,11 @@ public:
     [[nodiscard]] std::uint64_t size() const noexcept override { return kSize; }
     [[nodiscard]] bool volatile_cache() const noexcept override { return true; }
     [[nodiscard]] bool discard_zeroes() const noexcept override { return true; }
-    void read(std::uint64_t, std::span<const iovec>, Done done) override { call('r', script_.read_error, done); }
+    void read(ByteRange range, ReadDone done) override
+    {
+        const std::vector<std::byte> zeroes(script_.read_error == 0 ? range.size : 0);
+        call('r', script_.read_error, [&](int error) { done(error, zeroes); });
+    }
     void write(std::uint64_t, std::span<const iovec>, Done done) override { call('w', script_.write_error, done); }
     void write_zeroes(ByteRange, bool, Done done) override { call('z', script_.write_error, done); }
     void discard(std::vector<ByteRange>, Done done) override { call('d', script_.write_error, done); }

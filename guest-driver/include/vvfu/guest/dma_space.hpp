@@ -47,6 +47,7 @@ enum class DmaError {
     io,          ///< the peer refused or resets the device, or the session ended
     timeout,     ///< the peer did not answer in time
     too_large,   ///< more bytes than a transfer may have
+    disabled,    ///< the function may not do DMA (DmaSpace::close())
 };
 [[nodiscard]] const char *describe(DmaError error) noexcept;
 
@@ -71,9 +72,12 @@ struct DmaRange {
 
 class DmaSpace;
 
-/// Bytes of the peer's memory as iovecs, valid until finish() or destruction. Window-mapped pieces are the
-/// peer's memory itself; message-only pieces are bounce buffers. Move-only. While it lives, the
-/// acknowledgement of an unmap of any range that it touches waits.
+/// Bytes of the peer's memory, until finish() or destruction. Window-mapped pieces are the peer's memory itself;
+/// message-only pieces are bounce buffers. Move-only. While it lives, the acknowledgement of an unmap of any range that
+/// it touches waits.
+///
+/// Only the executor's thread writes to the peer's memory, with store() or through writable(): what a worker or the
+/// kernel wrote there by itself could arrive after the function was told to stop its DMA (docs/decisions/0011).
 class DmaMapping {
 public:
     DmaMapping() noexcept;
@@ -81,15 +85,22 @@ public:
     DmaMapping &operator=(DmaMapping &&) noexcept;
     ~DmaMapping();  ///< releases without writing bounced data back
 
-    /// The bytes in segment order. Pieces that are neighbours in memory are one iovec.
+    /// With from_peer: the bytes in segment order, for any thread to read. Pieces that are neighbours in memory are one
+    /// iovec. Empty with to_peer.
     [[nodiscard]] std::span<const iovec> iov() const noexcept;
+    /// With to_peer: likewise, to be written. For the executor's thread, until it returns to its loop. Empty when the
+    /// mapping is dead: the function may do no DMA any more, or a range is gone.
+    [[nodiscard]] std::span<const iovec> writable() const noexcept;
+    /// With to_peer: writes `data` from byte `offset` on, as far as it fits. Executor's thread. Does nothing when the
+    /// mapping is dead; finish() then says why.
+    void store(std::uint64_t offset, std::span<const std::byte> data) const noexcept;
     [[nodiscard]] std::uint64_t size() const noexcept;
     /// True if any piece is a bounce buffer.
     [[nodiscard]] bool bounced() const noexcept;
 
     /// Ends the access. With DmaDirection::to_peer, bounced bytes are written back first; `done` runs when all
-    /// of it is visible to the peer: inside the call if nothing was bounced, else later. Bounced bytes of a mapping
-    /// that touches a range which the peer has removed meanwhile are not written back: `done` gets DmaError::fault.
+    /// of it is visible to the peer: inside the call if nothing was bounced, else later. A mapping to_peer that is dead
+    /// writes nothing back; `done` then gets DmaError::disabled, or fault when the peer has removed a range.
     void finish(DmaCallback done) &&;
 
 private:
@@ -122,6 +133,13 @@ public:
     /// their bounced write-backs fail with io.
     void clear();
 
+    /// The gate of the function, open at first. From close() on, nothing of the time before reaches the peer: mappings
+    /// to_peer are dead, operations under way and new ones end with DmaError::disabled. DMA_WRITE messages that were
+    /// sent may still take effect (Session holds back the answer to what closed the gate until they are over).
+    void close() noexcept;
+    void open() noexcept;
+    [[nodiscard]] bool is_open() const noexcept;
+
     /// Maps segments (each may cross ranges that are neighbours). With from_peer, bounced pieces are filled before
     /// the callback. An empty list gives an empty mapping.
     void map(std::span<const DmaSegment> segments, DmaDirection direction, MapCallback done);
@@ -138,6 +156,10 @@ private:
     struct Piece;
     class Pin;
     struct Transfer;
+    struct Gate {
+        bool open = true;
+        std::uint64_t closed = 0;  // how often
+    };
 
     [[nodiscard]] Expected<void, DmaError> locate(DmaSegment segment, DmaDirection direction,
                                                   std::vector<Piece> &out) const;
@@ -147,6 +169,7 @@ private:
     std::map<std::uint64_t, std::shared_ptr<Entry>> ranges_;  // by first address
     std::vector<std::weak_ptr<Entry>> leaving_;               // removed, but still used by a mapping
     MessageDma *message_dma_;
+    std::shared_ptr<Gate> gate_ = std::make_shared<Gate>();  // shared with mappings, which may outlive the space
 };
 
 }  // namespace vvfu::guest

@@ -72,7 +72,7 @@ protected:
     /// Stops everything, forgets everything but stored data, then calls `done` (see DeviceModel::reset). Also used for
     /// FLR and at the end of a session.
     virtual void function_reset(std::function<void()> done) = 0;
-    /// The host has set or cleared Bus Master Enable. Not called by a reset, which clears it.
+    /// What bus_master() says has changed. Not called by a reset, which clears it.
     virtual void bus_master_changed() {}
 
     // ---- for models to use ----
@@ -80,7 +80,8 @@ protected:
     [[nodiscard]] DeviceServices &services() noexcept { return services_; }
     /// MSI-X Enable of Message Control, or the peer connected MSI-X vectors: with VFIO the latter is what enables them.
     [[nodiscard]] bool msix_enabled() const noexcept;
-    /// Bus Master Enable of Command. Models do no DMA without it.
+    /// Bus Master Enable of Command, in power state D0. Without it the function does no DMA and sends no MSI or MSI-X
+    /// message: DmaSpace's gate is closed and triggers are dropped, before the write that cleared it is answered.
     [[nodiscard]] bool bus_master() const noexcept;
     /// Sends MSI-X message `vector` (dropped while MSI-X is disabled). Edge.
     void msix_trigger(std::uint16_t vector);
@@ -94,6 +95,8 @@ private:
     void build_bars();
     void build_capabilities();
     void config_write(std::size_t offset, std::span<const std::byte> data);
+    [[nodiscard]] bool in_d0() const noexcept;
+    void update_gate();
     void pba_read(std::size_t offset, std::span<std::byte> out);
     void intx_evaluate();
     /// A part of a BAR as it is routed.
