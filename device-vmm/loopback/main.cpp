@@ -125,6 +125,8 @@ guest::Counters core_counters(const core::CoreState &state)
             {"protocol_errors", state.protocol_errors},
             {"deadline_expiries", state.deadline_expiries},
             {"unknown_replies", state.unknown_replies},
+            {"silences", state.silences},
+            {"dropped_accesses", state.dropped_accesses},
             {"mapped_bytes", state.mapped_bytes},
             {"mapped_ranges", state.mapped_ranges},
             {"message_ranges", state.message_ranges}};

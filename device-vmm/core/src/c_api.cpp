@@ -268,6 +268,8 @@ void vvfu_core_state(const VvfuCore *core, VvfuCoreState *out)
     out->protocol_errors = state.protocol_errors;
     out->deadline_expiries = state.deadline_expiries;
     out->unknown_replies = state.unknown_replies;
+    out->silences = state.silences;
+    out->dropped_accesses = state.dropped_accesses;
 }
 
 //= VVFU-PCI-2

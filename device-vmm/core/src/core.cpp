@@ -28,6 +28,11 @@ void Core::Impl::settle(Nanoseconds now)
         if (guest_.failure()) {
             return break_device(*guest_.failure());
         }
+        // What a silent guest is not waited for is over in the call that began it.
+        if (guest_.next_deadline() <= now) {
+            guest_.tick(now);
+            continue;
+        }
         if (!session_) {
             return;
         }
@@ -44,7 +49,7 @@ void Core::Impl::settle(Nanoseconds now)
             return;
         }
         session_->pump(now);
-        if (!guest_.failure() && !session_->ended()) {
+        if (!guest_.failure() && !session_->ended() && guest_.next_deadline() > now) {
             return;
         }
     }
@@ -75,7 +80,7 @@ void Core::Impl::end_session(Nanoseconds now, control::DownReason reason)
     const bool begun = ended->epoch() != 0;
     // A session that the guest has not heard of needs no end: neither UP nor DOWN is sent then.
     //= VVFU-SESSION-3
-    const bool announced = begun && !guest_.cancel(ended->up_request());
+    const bool announced = begun && !guest_.cancel(ended->up_request(), Type::peer);
     const bool down_was_pending = down_pending_;
     if (!down_was_pending) {
         guest_.drop_session();
@@ -214,6 +219,8 @@ CoreState Core::Impl::state() const
     out.protocol_errors = counters_.protocol_errors;
     out.deadline_expiries = counters_.deadline_expiries;
     out.unknown_replies = counters_.unknown_replies;
+    out.silences = counters_.silences;
+    out.dropped_accesses = counters_.dropped_accesses;
     return out;
 }
 

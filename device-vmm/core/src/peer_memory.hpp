@@ -11,6 +11,7 @@
 #include <span>
 
 #include "guest_channel.hpp"
+#include "memory_files.hpp"
 #include "refusal.hpp"
 #include "support.hpp"
 #include "vvfu/base/fd.hpp"
@@ -23,11 +24,13 @@ class PeerMemory {
 public:
     /// Called once, when the peer may get its reply; not after release().
     using Done = std::function<void(const Refusal &)>;
+    /// The session cannot go on: the guest and the peer would have different ideas of the memory.
+    using End = std::function<void(control::DownReason)>;
 
     static constexpr std::uint64_t kMaxRangeSize = std::uint64_t{8} << 40;
 
     /// `window` outlives the session: what its guest may still access is not for the next one.
-    PeerMemory(const CoreConfig &config, Port &port, GuestChannel &guest, Log &log, WindowAllocator &window);
+    PeerMemory(const CoreConfig &config, Port &port, GuestChannel &guest, Log &log, WindowAllocator &window, End end);
     PeerMemory(const PeerMemory &) = delete;
     PeerMemory &operator=(const PeerMemory &) = delete;
     ~PeerMemory();  ///< release()
@@ -35,10 +38,10 @@ public:
     enum class Map { taken, wait };
     /// A checked DMA_MAP command (its structure, not its values). wait: the window has no room now but will have some
     /// when an unmap in progress is over; nothing happened, call again after unmaps_in_progress() changed.
-    /// `latest`, here and below: when the peer has to get its reply, whatever the configured timeouts.
-    Map map(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, const vfio_user::DmaMap &request,
-            std::span<Fd> fds, Done done);
-    /// Removes the range that was mapped exactly so.
+    Map map(Nanoseconds now, std::uint32_t epoch, const vfio_user::DmaMap &request, std::span<Fd> fds,
+            const Done &done);
+    /// Removes all ranges that lie wholly inside [address, address + size). `latest`: when the peer has to get its
+    /// reply, whatever the configured timeouts.
     void unmap(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, std::uint64_t address, std::uint64_t size,
                Done done);
     void unmap_all(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, Done done);
@@ -46,6 +49,11 @@ public:
     /// Whether [address, address + count) lies in ranges of the session that all have `flag` (control::kMemoryRead or
     /// kMemoryWrite): ok, fault or permission. count is not 0.
     [[nodiscard]] control::Status check(std::uint64_t address, std::uint64_t count, std::uint32_t flag) const;
+
+    /// Takes all ranges out of the window at once, and those that come until show(). Their offsets stay theirs.
+    void hide() noexcept;
+    /// Shows them again, where they were.
+    void show();
 
     /// The session is over: empties the window at once. The offsets are retired until the guest has let go of the
     /// session.
@@ -61,6 +69,9 @@ private:
         control::MemoryInfo info;       // as announced, op add
         std::uint64_t id = 0;           // never reused
         std::uint64_t add_request = 0;  // its MEMORY_INFO(ADD)
+        MemoryFiles::File file = {};    // of one that has a place in the window
+        std::uint64_t file_offset = 0;
+        bool shown = false;  // in the window now
         [[nodiscard]] bool in_window() const noexcept { return (info.flags & control::kMemoryMessageOnly) == 0; }
         [[nodiscard]] std::uint64_t last() const noexcept { return info.address + (info.size - 1); }
     };
@@ -68,22 +79,31 @@ private:
 
     [[nodiscard]] Refusal check_map(const vfio_user::DmaMap &request, std::size_t fds) const;
     [[nodiscard]] bool overlaps(std::uint64_t address, std::uint64_t size) const;
-    /// Tries to show a range in the window: sets window_offset, or kMemoryMessageOnly. False: wait.
-    bool place(control::MemoryInfo &info, const vfio_user::DmaMap &request, int fd);
+    /// Tries to give a range a place in the window: sets window_offset, or kMemoryMessageOnly. False: wait.
+    bool place(Range &range, const vfio_user::DmaMap &request, std::span<Fd> fds);
+    /// Maps a range at its place, unless all are hidden. 0 or a negative errno.
+    int show(Range &range);
+    void hide(Range &range) noexcept;
     void explain_message_only(const control::MemoryInfo &info, const char *reason);
-    void announce(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, Range &range, Done done);
-    void refused_by_guest(std::uint64_t address, std::uint64_t id);
+    void announce(Nanoseconds now, std::uint32_t epoch, Range &range);
+    void refused_by_guest(std::uint64_t address, std::uint64_t id, const std::string &text);
+    /// [begin, end), one MEMORY_INFO(DEL) each.
+    void remove(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, Ranges::iterator begin, Ranges::iterator end,
+                Done done);
     void remove(Nanoseconds now, Nanoseconds latest, std::uint32_t epoch, Ranges::iterator it, Done done);
     /// Whether the guest is known not to access the range any more.
     enum class Guest { let_go, may_access };
-    void unmap_from_window(const Range &range, Guest guest) noexcept;
+    void unmap_from_window(Range &range, Guest guest) noexcept;
 
     const CoreConfig &config_;
     Port &port_;
     GuestChannel &guest_;
     Log &log_;
     WindowAllocator &window_;
+    End end_;
+    MemoryFiles files_;
     Ranges ranges_;
+    bool hidden_ = false;
     // Withdrawn, still in the window until the guest answers or the deadline passes; by range ID.
     std::map<std::uint64_t, Range> removing_;
     std::uint64_t last_id_ = 0;

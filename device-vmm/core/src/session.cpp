@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <iterator>
 #include <memory>
+#include <utility>
 
 namespace vvfu::core {
 
@@ -17,7 +18,7 @@ Session::Session(Nanoseconds now, const SessionEnvironment &environment, const P
     : env_(environment),
       credentials_(credentials),
       connected_at_(now),
-      memory_(env_.config, env_.port, env_.guest, env_.log, env_.window),
+      memory_(env_.config, env_.port, env_.guest, env_.log, env_.window, [this](DownReason reason) { end(reason); }),
       region_memory_(env_.port),
       dma_(env_.port, env_.counters, env_.log, env_.config.access_timeout)
 {
@@ -311,7 +312,7 @@ void Session::announce(Nanoseconds now, const vfio_user::Version &version)
             }
             return reply.payload.empty();
         },
-        [&](control::Buffer &out) { control::append(out, peer); });
+        [&](control::Buffer &out) { control::append(out, peer); }, GuestChannel::Answer::unhurried);
 }
 
 void Session::negotiate(Nanoseconds now, const Header &request, std::uint16_t minor, std::uint64_t offered)
@@ -371,14 +372,14 @@ Refusal Session::dma_map(Nanoseconds now, Message &message)
     if (!request) {
         return malformed_argsz(message.payload, request.error());
     }
-    auto done = [this, header = message.header](const Refusal &refusal) {
+    const auto done = [this, &header = message.header](const Refusal &refusal) {
         if (refusal) {
             refuse(header, refusal);
         } else {
             send_empty_reply(header);
         }
     };
-    const auto result = memory_.map(now, latest_, epoch_, *request, message.fds, std::move(done));
+    const auto result = memory_.map(now, epoch_, *request, message.fds, done);
     must_wait_ = result == PeerMemory::Map::wait;
     return {};
 }
@@ -472,24 +473,53 @@ Refusal Session::device_reset(Nanoseconds now, Message &message)
     // Before the guest resets: what rings from then on belongs to the time after.
     //= VVFU-DOORBELL-5
     env_.irqs.clear_pending();
+    //= VVFU-RESET-6
+    if (reset_overdue_) {
+        send_empty_reply(message.header);
+        return {};
+    }
     ++resets_;
     env_.guest.request(
         now, Type::device_reset, epoch_, time_left(now),
         [this, header = message.header](const GuestReply &reply) {
-            --resets_;
-            if (!reply.expired && reply.status != Status::ok) {
-                refuse(header, {EIO, "the device guest refused the reset", {}});
-            } else {
-                send_empty_reply(header);
-            }
+            reset_answered(header, reply);
             return reply.payload.empty();
         },
-        [](control::Buffer &) {});
+        [](control::Buffer &) {}, GuestChannel::Answer::awaited_late);
     // After the request, so that a guest that takes requests first knows why.
     //= VVFU-OP-4
     //= VVFU-DMA-5
     dma_.cancel(Status::busy, [](std::uint64_t, std::uint64_t, bool) { return true; });
     return {};
+}
+
+void Session::reset_answered(const Header &request, const GuestReply &reply)
+{
+    if (reply.expired) {
+        // DMA of the time before may still be going on: it reaches nothing from here on.
+        //= VVFU-RESET-4
+        reset_overdue_ = true;
+        memory_.hide();
+        return send_empty_reply(request);
+    }
+    --resets_;
+    const bool refused = reply.status != Status::ok;
+    if (!reply.late) {
+        if (refused) {
+            refuse(request, {EIO, "the device guest refused the reset", {}});
+        } else {
+            send_empty_reply(request);
+        }
+        //= VVFU-RESET-7
+    } else if (refused) {
+        env_.log.write(LogLevel::warning, "the device guest refused a reset late",
+                       "the device guest refused a reset that the peer believes done: " + reply.text);
+        end(DownReason::guest_closed);
+    }
+    //= VVFU-RESET-5
+    if (resets_ == 0 && std::exchange(reset_overdue_, false)) {
+        memory_.show();
+    }
 }
 
 }  // namespace vvfu::core

@@ -118,6 +118,7 @@ private:
     Refusal dma_unmap(Nanoseconds now, Message &message);
     [[nodiscard]] control::Status check_dma(const control::DmaAccess &access, std::uint32_t flag) const;
     Refusal device_reset(Nanoseconds now, Message &message);
+    void reset_answered(const Header &request, const GuestReply &reply);
 
     // session_info.cpp
     Refusal get_info(Nanoseconds now, Message &message);
@@ -142,6 +143,9 @@ private:
     Refusal region_write(Nanoseconds now, Message &message);
     Refusal region_write_multi(Nanoseconds now, Message &message);
     [[nodiscard]] Refusal check_access(const vfio_user::RegionAccess &access) const;
+    /// Accesses to regions get their outcome without the guest, at once.
+    [[nodiscard]] bool unheard() const noexcept { return reset_overdue_ || env_.guest.silent(); }
+    void drop_write(const Header &request, vfio_user::Buffer reply);
     void forward_read(Nanoseconds now, const Header &request, const vfio_user::RegionAccess &access);
     void forward_write(Nanoseconds now, const Header &request, const vfio_user::RegionData &write);
     void forward_multi(Nanoseconds now, const Header &request, const std::vector<control::MultiWrite> &writes,
@@ -167,6 +171,7 @@ private:
     std::size_t kept_bytes_ = 0, kept_fds_ = 0;
     std::size_t read_bytes_ = 0;  // of REGION_READ commands in progress
     std::size_t resets_ = 0;      // DEVICE_RESET commands that the guest has not answered
+    bool reset_overdue_ = false;  // the peer was answered all the same
     PeerMemory memory_;
     RegionMemory region_memory_;
     PeerDma dma_;

@@ -65,6 +65,13 @@ Refusal Session::region_read(Nanoseconds now, Message &message)
     return {};
 }
 
+//= VVFU-DEADLINE-5
+void Session::drop_write(const Header &request, vu::Buffer reply)
+{
+    ++env_.counters.dropped_accesses;
+    send_reply(request, std::move(reply));
+}
+
 void Session::forward_read(Nanoseconds now, const Header &request, const vu::RegionAccess &access)
 {
     //= VVFU-ACCESS-3
@@ -81,6 +88,11 @@ void Session::forward_read(Nanoseconds now, const Header &request, const vu::Reg
     const bool readable = (env_.device.regions[access.region].flags & control::kRegionRead) != 0;
     if (access.count == 0 || !readable) {
         return reply_in_order(now, request, std::move(pending->reply));
+    }
+    //= VVFU-DEADLINE-5
+    if (unheard()) {
+        ++env_.counters.dropped_accesses;
+        return send_reply(request, std::move(pending->reply));
     }
     vu::finish(pending->reply);
     pending->left = (access.count + kPieceSize - 1) / kPieceSize;
@@ -125,6 +137,8 @@ Refusal Session::region_write(Nanoseconds now, Message &message)
     const bool writable = (env_.device.regions[write->access.region].flags & control::kRegionWrite) != 0;
     if (write->access.count == 0 || !writable) {
         reply_in_order(now, message.header, reply_with(message.header, write->access));
+    } else if (unheard()) {
+        drop_write(message.header, reply_with(message.header, write->access));
     } else {
         forward_write(now, message.header, *write);
     }
@@ -197,6 +211,9 @@ void Session::forward_multi(Nanoseconds now, const Header &request, const std::v
 {
     if (writes.empty()) {
         return reply_in_order(now, request, reply_with(request, count));
+    }
+    if (unheard()) {
+        return drop_write(request, reply_with(request, count));
     }
     const auto left = std::make_shared<std::size_t>((writes.size() + kMultiPieceEntries - 1) / kMultiPieceEntries);
     for (std::size_t at = 0; at < writes.size(); at += kMultiPieceEntries) {

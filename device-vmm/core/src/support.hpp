@@ -26,6 +26,8 @@ struct Counters {
     std::uint64_t protocol_errors = 0;
     std::uint64_t deadline_expiries = 0;
     std::uint64_t unknown_replies = 0;
+    std::uint64_t silences = 0;
+    std::uint64_t dropped_accesses = 0;
 };
 
 //= VVFU-DEADLINE-2

@@ -83,6 +83,11 @@ void WindowAllocator::release_retired() noexcept
     }
 }
 
+void WindowAllocator::release_retired(std::uint64_t offset) noexcept
+{
+    make_hole(retired_.extract(offset));
+}
+
 void WindowAllocator::make_hole(Ranges::node_type range) noexcept
 {
     free_bytes_ += range.mapped();

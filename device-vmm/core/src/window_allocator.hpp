@@ -24,8 +24,11 @@ public:
     /// release_retired(), so that a late access never reaches another range.
     void retire(std::uint64_t offset) noexcept { retired_.insert(used_.extract(offset)); }
     void release_retired() noexcept;
+    /// The guest was heard to let go of one that was retired.
+    void release_retired(std::uint64_t offset) noexcept;
 
     [[nodiscard]] std::uint64_t free_bytes() const noexcept { return free_bytes_; }
+    [[nodiscard]] bool has_retired() const noexcept { return !retired_.empty(); }
 
 private:
     using Ranges = std::map<std::uint64_t, std::uint64_t>;  // offset -> size

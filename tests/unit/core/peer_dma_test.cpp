@@ -301,12 +301,19 @@ TEST_F(PeerDmaTest, DuringAResetNoAccessStarts)
     EXPECT_EQ(vu::Command::dma_read, take_sent().header.kind());
 }
 
-TEST_F(PeerDmaTest, AResetThatTheGuestDoesNotAnswerEndsWithItsDeadline)
+//= VVFU-DMA-6
+//= type=test
+TEST_F(PeerDmaTest, AResetThatTheGuestDoesNotAnswerGoesOnAfterItsDeadline)
 {
     start();
     feed(command(vu::Command::device_reset, {}));
     advance(config.access_timeout);
     EXPECT_EQ(vu::Command::device_reset, take_sent().header.kind());
+    const auto read = start_read(kBase, 4), write = start_write(kBase, filled(4, 1));
+    EXPECT_EQ(control::Status::busy, status(read));
+    EXPECT_EQ(control::Status::busy, status(write));
+    EXPECT_FALSE(has_reply());
+    answer(take_request(control::Type::device_reset));  // late
     start_read(kBase, 4);
     EXPECT_EQ(vu::Command::dma_read, take_sent().header.kind());
 }
@@ -406,7 +413,7 @@ TEST_F(PeerDmaTest, AnUnmapOfSomethingElseEndsNoAccess)
     start();
     const auto token = start_read(kBase, 4);
     const auto sent = take_sent();
-    EXPECT_EQ(ENOENT, call_errno(vu::Command::dma_unmap, dma_unmap_payload(kBase, kSize / 2)));
+    EXPECT_EQ(EINVAL, call_errno(vu::Command::dma_unmap, dma_unmap_payload(kBase, kSize / 2)));
     reply_to(sent, concat(vu::DmaAccess{kBase, 4}, filled(4, 1)));
     EXPECT_EQ(control::Status::ok, status(token));
 }

@@ -49,8 +49,10 @@ TEST_F(RefusalTest, TheLogNamesCommandErrnoAndField)
     ASSERT_EQ(0, map(0x10000, 0x1000));
     EXPECT_EQ("DMA_MAP refused, EEXIST: overlaps a range, address 0x10000 size 0x2000",
               refused(vu::Command::dma_map, dma_map_payload(0x10000, 0x2000)));
-    EXPECT_EQ("DMA_UNMAP refused, ENOENT: no range was mapped exactly so, address 0x10000 size 0x2000",
-              refused(vu::Command::dma_unmap, dma_unmap_payload(0x10000, 0x2000)));
+    EXPECT_EQ("DMA_UNMAP refused, ENOENT: no range is in that span, address 0x11000 size 0x2000",
+              refused(vu::Command::dma_unmap, dma_unmap_payload(0x11000, 0x2000)));
+    EXPECT_EQ("DMA_UNMAP refused, EINVAL: cuts a range, address 0x10000 size 0x800",
+              refused(vu::Command::dma_unmap, dma_unmap_payload(0x10000, 0x800)));
     EXPECT_EQ("REGION_READ refused, EINVAL: too long, or outside of the region, region 0x0 offset 0x3fff count 0x2",
               refused(vu::Command::region_read, concat(vu::RegionAccess{0x3fff, 0, 2})));
     EXPECT_EQ("DEVICE_SET_IRQS refused, EINVAL: no such vectors, index 0x2 start 0x7 count 0x2",

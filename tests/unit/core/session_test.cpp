@@ -352,12 +352,261 @@ TEST_F(SessionTest, ResetIsAnsweredByTheGuest)
     EXPECT_EQ(16u, reply.header.size);
 }
 
-TEST_F(SessionTest, ResetIsAnsweredAtItsDeadline)
+//= VVFU-DEADLINE-1
+//= type=test
+//= VVFU-RESET-4
+//= type=test
+TEST_F(SessionTest, ResetIsAnsweredAtItsDeadlineWithNoMemoryInTheWindow)
+{
+    start_session();
+    map(0, 0x1000, memory(0x1000));
+    map(0x1000, 0x1000, memory(0x1000), 0, vu::kDmaRead);
+    port.events.clear();
+    feed(command(vu::Command::device_reset, {}));
+    advance(config.access_timeout - 1ns);
+    EXPECT_EQ(2u, port.window.size());
+    advance(1ns);
+    EXPECT_EQ((std::vector<std::string>{"request", "unmap", "unmap", "send"}), port.events);
+    EXPECT_EQ(0u, take_sent().header.error);
+    // Nor does what is mapped meanwhile appear before the guest has answered.
+    EXPECT_EQ(1u, port.requests.size());
+    feed(command(vu::Command::dma_map, dma_map_payload(0x2000, 0x1000)), memory(0x1000));
+    EXPECT_EQ(0u, take_sent().header.error);
+    EXPECT_TRUE(port.window.empty());
+}
+
+//= VVFU-RESET-5
+//= type=test
+TEST_F(SessionTest, ALateAnswerToAResetBringsTheMemoryBackWhereItWas)
+{
+    start_session();
+    map(0, 0x1000, memory(0x1000));
+    map(0x1000, 0x2000, memory(0x4000), 0x2000, vu::kDmaRead);
+    const auto before = port.window;
+    feed(command(vu::Command::device_reset, {}));
+    advance(config.access_timeout);
+    take_sent();
+    const auto reset = take_request(control::Type::device_reset);
+    feed(command(vu::Command::dma_map, dma_map_payload(0x4000, 0x1000)), memory(0x1000));
+    take_sent();
+    feed(command(vu::Command::dma_unmap, dma_unmap_payload(0, 0x1000)));
+    answer_all();
+    EXPECT_EQ(0u, take_sent().header.error);
+    EXPECT_TRUE(port.window.empty());
+    port.events.clear();
+    answer(reset);
+    EXPECT_EQ(0u, core->state().unknown_replies);
+    EXPECT_EQ((std::vector<std::string>{"map", "map"}), port.events);
+    ASSERT_EQ(2u, port.window.size());
+    const auto offset = std::next(before.begin())->first;
+    ASSERT_TRUE(port.window.contains(offset));
+    EXPECT_EQ(before.at(offset).inode, port.window.at(offset).inode);
+    EXPECT_EQ(0x2000u, port.window.at(offset).fd_offset);
+    EXPECT_EQ(core::kProtRead, port.window.at(offset).protection);
+    read_fill = 0x5a;
+    EXPECT_EQ(concat(vu::RegionAccess{0, 0, 1}, filled(1, 0x5a)),
+              call(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 1})).payload);
+}
+
+//= VVFU-RESET-6
+//= type=test
+//= VVFU-DEADLINE-5
+//= type=test
+TEST_F(SessionTest, WhileAResetIsOverdueNothingWaitsForTheGuest)
 {
     start_session();
     feed(command(vu::Command::device_reset, {}));
     advance(config.access_timeout);
-    EXPECT_EQ(0u, take_sent().header.error);
+    take_sent();
+    const auto reset = take_request(control::Type::device_reset);
+    feed(command(vu::Command::device_set_irqs, concat(vu::IrqSet{20, 0x21, 2, 0, 0})));
+    answer_all();  // the guest is not silent, but busy
+    take_sent();
+    for (int i = 0; i < 3; ++i) {
+        feed(command(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 4})));
+        EXPECT_EQ(concat(vu::RegionAccess{0, 0, 4}, filled(4, 0xff)), take_sent().payload);
+        feed(command(vu::Command::region_write, concat(vu::RegionAccess{0, 0, 4}, filled(4, 1))));
+        EXPECT_EQ(0u, take_sent().header.error);
+        feed(command(vu::Command::region_write, concat(vu::RegionAccess{0, 0, 4}, filled(4, 1)), vu::kFlagNoReply));
+        feed(command(vu::Command::region_write_multi, concat(std::uint64_t{1}, vu::MultiWrite{0, 0, 1, {}})));
+        EXPECT_EQ(0u, take_sent().header.error);
+        feed(command(vu::Command::device_reset, {}));
+        EXPECT_EQ(0u, take_sent().header.error);
+    }
+    EXPECT_TRUE(port.requests.empty());
+    EXPECT_EQ(12u, core->state().dropped_accesses);
+    EXPECT_FALSE(has_reply());
+    answer(reset);
+    feed(command(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 4})));
+    EXPECT_EQ(1u, port.requests.size());
+}
+
+//= VVFU-RESET-4
+//= type=test
+TEST_F(SessionTest, MemoryComesBackWhenTheLastOfSeveralResetsIsAnswered)
+{
+    start_session();
+    map(0, 0x1000, memory(0x1000));
+    feed(command(vu::Command::device_reset, {}));
+    feed(command(vu::Command::device_reset, {}));
+    advance(config.access_timeout);
+    const auto first = take_request(control::Type::device_reset), second = take_request(control::Type::device_reset);
+    answer(second);
+    EXPECT_TRUE(port.window.empty());
+    answer(first);
+    EXPECT_EQ(1u, port.window.size());
+}
+
+//= VVFU-RESET-7
+//= type=test
+TEST_F(SessionTest, AResetThatIsRefusedTooLateEndsTheSession)
+{
+    start_session();
+    map(0, 0x1000, memory(0x1000));
+    feed(command(vu::Command::device_reset, {}));
+    advance(config.access_timeout);
+    answer(take_request(control::Type::device_reset), {}, control::Status::io);
+    EXPECT_EQ(1u, port.closed);
+    const auto down = control::decode_peer(take_request(control::Type::peer).payload);
+    ASSERT_TRUE(down.has_value());
+    EXPECT_EQ(control::DownReason::guest_closed, down->reason);
+}
+
+//= VVFU-RESET-7
+//= type=test
+TEST_F(SessionTest, MemoryThatCannotBeShownAgainEndsTheSession)
+{
+    start_session();
+    map(0, 0x1000, memory(0x1000));
+    feed(command(vu::Command::device_reset, {}));
+    advance(config.access_timeout);
+    port.map_result = -ENOMEM;
+    answer(take_request(control::Type::device_reset));
+    EXPECT_EQ(1u, port.closed);
+    EXPECT_TRUE(port.logged("cannot be mapped again"));
+    const auto down = control::decode_peer(take_request(control::Type::peer).payload);
+    ASSERT_TRUE(down.has_value());
+    EXPECT_EQ(control::DownReason::host_error, down->reason);
+}
+
+TEST_F(SessionTest, ASessionMayEndWhileAResetIsOverdue)
+{
+    start_session();
+    map(0, 0x1000, memory(0x1000));
+    feed(command(vu::Command::device_reset, {}));
+    advance(config.access_timeout);
+    core->peer_closed(now, 0);
+    answer_all();
+    port.sent.clear();
+    begin_session();
+    EXPECT_EQ(0, map(0, 0x1000, memory(0x1000)));
+    EXPECT_EQ(1u, port.window.size());
+}
+
+// ---- a silent guest ----
+
+//= VVFU-DEADLINE-3
+//= type=test
+//= VVFU-DEADLINE-4
+//= type=test
+//= VVFU-DEADLINE-5
+//= type=test
+TEST_F(SessionTest, APeerWaitsOnceForAGuestThatIsStuck)
+{
+    start_session();
+    for (std::uint64_t i = 0; i < 8; ++i) {
+        map(i * 0x1000, 0x1000, memory(0x1000));
+    }
+    Nanoseconds waited{};
+    const auto wait_for_reply = [&] {
+        while (!has_reply() && core->next_deadline() != kNever) {
+            const auto by = std::max(core->next_deadline() - now, Nanoseconds{0});
+            waited += by;
+            advance(by);
+        }
+        return take_sent();
+    };
+    feed(command(vu::Command::device_reset, {}));
+    EXPECT_EQ(0u, wait_for_reply().header.error);
+    for (int i = 0; i < 20; ++i) {
+        feed(command(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 4})));
+        EXPECT_EQ(concat(vu::RegionAccess{0, 0, 4}, filled(4, 0xff)), wait_for_reply().payload);
+    }
+    for (std::uint64_t i = 0; i < 8; ++i) {
+        feed(command(vu::Command::dma_unmap, dma_unmap_payload(i * 0x1000, 0x1000)));
+        EXPECT_EQ(0u, wait_for_reply().header.error);
+    }
+    core->peer_closed(now, 0);
+    connect();
+    feed(command(vu::Command::version, version_payload("")));
+    EXPECT_EQ(0u, wait_for_reply().header.error);
+    EXPECT_EQ(config.access_timeout, waited);
+    EXPECT_EQ(1u, core->state().silences);
+    EXPECT_TRUE(port.logged("silent"));
+    answer_all();  // it wakes up
+    EXPECT_TRUE(port.logged("answers again"));
+    EXPECT_EQ(concat(vu::RegionAccess{0, 0, 4}, filled(4, read_fill)),
+              call(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 4})).payload);
+}
+
+//= VVFU-DEADLINE-4
+//= type=test
+TEST_F(SessionTest, RemovalsThatAreNotAnsweredSayNothingAboutRegisters)
+{
+    start_session();
+    for (std::uint64_t i = 0; i < 3; ++i) {
+        map(i * 0x1000, 0x1000, memory(0x1000));
+    }
+    feed(command(vu::Command::dma_unmap, dma_unmap_payload(0, 0x1000)));
+    advance(config.unmap_timeout);
+    take_sent();
+    feed(command(vu::Command::dma_unmap, dma_unmap_payload(0x1000, 0x1000)));
+    EXPECT_EQ(0u, take_sent().header.error) << "at once";
+    port.requests.clear();
+    feed(command(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 4})));
+    EXPECT_FALSE(has_reply());
+    answer_all();
+    EXPECT_EQ(concat(vu::RegionAccess{0, 0, 4}, filled(4, read_fill)), take_sent().payload);
+    feed(command(vu::Command::dma_unmap, dma_unmap_payload(0x2000, 0x1000)));
+    EXPECT_FALSE(has_reply()) << "it answered";
+    EXPECT_EQ(0u, core->state().silences);
+}
+
+//= VVFU-DEADLINE-3
+//= type=test
+TEST_F(SessionTest, AnUnmapBehindManyPostedWritesToAStoppedGuestIsAnsweredWithinADeadline)
+{
+    start_session();
+    map(0, 0x1000, memory(0x1000));
+    port.request_buffers = 100;
+    const auto began = now;
+    const auto send = [&](const ByteVector &message) {
+        // As the port does: the socket is read when the core wants to.
+        while (!core->wants_peer_data()) {
+            ASSERT_NE(kNever, core->next_deadline());
+            advance(core->next_deadline() - now);
+        }
+        feed(message);
+    };
+    const auto write = concat(vu::RegionAccess{0, 0, 4}, filled(4, 1));
+    for (int i = 0; i < 6000; ++i) {
+        send(command(vu::Command::region_write, write, vu::kFlagNoReply));
+    }
+    send(command(vu::Command::dma_unmap, dma_unmap_payload(0, 0x1000)));
+    while (!has_reply()) {
+        ASSERT_NE(kNever, core->next_deadline());
+        advance(core->next_deadline() - now);
+    }
+    EXPECT_EQ(static_cast<std::uint16_t>(vu::Command::dma_unmap), take_sent().header.command);
+    EXPECT_EQ(config.access_timeout, now - began);
+    EXPECT_TRUE(port.window.empty());
+    EXPECT_LT(4000u, core->state().dropped_accesses);
+    // It goes on, and answers what tells that it does.
+    port.request_buffers = 100000;
+    core->request_buffers(now, 1);
+    answer_all();
+    EXPECT_EQ(concat(vu::RegionAccess{0, 0, 4}, filled(4, read_fill)),
+              call(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 4})).payload);
 }
 
 TEST_F(SessionTest, ResetClearsPendingDoorbells)

@@ -156,6 +156,8 @@ VVFU_COUNTER(requests);
 VVFU_COUNTER(protocol_errors);
 VVFU_COUNTER(deadline_expiries);
 VVFU_COUNTER(unknown_replies);
+VVFU_COUNTER(silences);
+VVFU_COUNTER(dropped_accesses);
 
 #define VVFU_STATE_PROP(_name, _info)                                          \
     {                                                                          \
@@ -186,6 +188,8 @@ static const Property vvfu_properties[] = {
     VVFU_STATE_PROP("protocol-errors", vvfu_prop_protocol_errors),
     VVFU_STATE_PROP("deadline-expiries", vvfu_prop_deadline_expiries),
     VVFU_STATE_PROP("unknown-replies", vvfu_prop_unknown_replies),
+    VVFU_STATE_PROP("silences", vvfu_prop_silences),
+    VVFU_STATE_PROP("dropped-accesses", vvfu_prop_dropped_accesses),
 };
 
 static const struct {

@@ -49,6 +49,8 @@ struct CoreState {
     std::uint64_t protocol_errors = 0;
     std::uint64_t deadline_expiries = 0;
     std::uint64_t unknown_replies = 0;
+    std::uint64_t silences = 0;          ///< times that the guest answered nothing any more
+    std::uint64_t dropped_accesses = 0;  ///< to regions, answered without the guest because of that or of a reset
 };
 
 class Core {

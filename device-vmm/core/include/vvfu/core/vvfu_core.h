@@ -74,6 +74,8 @@ typedef struct VvfuCoreState {
     uint64_t protocol_errors;    /* of those, answered with an error or fatal */
     uint64_t deadline_expiries;  /* guest or peer were not in time */
     uint64_t unknown_replies;    /* replies with an unknown, answered or expired ID */
+    uint64_t silences;           /* times that the guest answered nothing any more */
+    uint64_t dropped_accesses;   /* to regions, answered without the guest because of that or of a reset */
 } VvfuCoreState;
 
 /* NULL: *error says why (a configuration value is out of range, /proc is not there, ...). The text is one line, valid
