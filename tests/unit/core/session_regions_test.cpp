@@ -335,15 +335,37 @@ TEST_F(SessionRegionsTest, APeerBehindABlockedGuestIsAnsweredAtDeadlines)
     EXPECT_EQ(concat(vu::RegionAccess{0, 0, 4}, filled(4, 0xff)), take_sent().payload);
 }
 
+//= VVFU-DEADLINE-5
+//= type=test
+TEST_F(SessionRegionsTest, PostedWritesToAGuestThatTakesNothingAreDropped)
+{
+    start_session();
+    port.request_buffers = 0;
+    while (core->wants_peer_data()) {
+        send_write(4, 0, filled(900000, 1), vu::kFlagNoReply);
+    }
+    advance(config.access_timeout);
+    for (int i = 0; i < 40; ++i) {
+        ASSERT_TRUE(core->wants_peer_data());
+        send_write(4, 0, filled(900000, 1), vu::kFlagNoReply);
+    }
+    EXPECT_EQ(0u, port.closed);
+    EXPECT_LE(40u, core->state().dropped_accesses);
+}
+
 TEST_F(SessionRegionsTest, AGuestThatNeverTakesAnythingLosesTheSession)
 {
     start_session();
     port.request_buffers = 0;
-    for (int round = 0; round < 40 && port.closed == 0; ++round) {
-        while (core->wants_peer_data()) {
-            send_write(4, 0, filled(900000, 1), vu::kFlagNoReply);
-        }
-        advance(config.access_timeout);
+    send_write(4, 0, filled(4, 1), vu::kFlagNoReply);
+    advance(config.access_timeout);
+    constexpr std::uint32_t kMask = 0x0a;  // BOOL, MASK: every other vector
+    const auto mask = concat(vu::IrqSet{28, kMask, 2, 0, 8}, filled(1, 1), filled(1, 0), filled(1, 1), filled(1, 0),
+                             filled(1, 1), filled(1, 0), filled(1, 1), filled(1, 0));
+    for (int i = 0; i < 200000 && port.closed == 0; ++i) {
+        feed(command(vu::Command::device_set_irqs, mask));
+        port.sent.clear();
+        port.events.clear();
     }
     EXPECT_EQ(1u, port.closed);
     EXPECT_TRUE(port.logged("takes no requests"));
