@@ -14,7 +14,20 @@ check_spec = importlib.util.module_from_spec(importlib.util.spec_from_loader("ch
 loader.exec_module(check_spec)
 
 SPEC = """# A specification
+## 1 Conformance
+### 1.1 Device conformance
+| Section | Clauses |
+|---|---|
+| 2.1 Things | A-1 |
+### 1.2 Driver conformance
+| Section | Clauses |
+|---|---|
+| 2.2 Things | A-2 |
+
+## 2 Things
+### 2.1 Device Requirements: Things
 - [VVFU-A-1] The device MUST do this and that.
+### 2.2 Driver Requirements: Things
 - [VVFU-A-2] The driver SHOULD NOT do it.
 """
 README = "| `virtio-v1.3` | Virtual I/O Device |\n"
@@ -23,8 +36,8 @@ TEST = "//= VVFU-A-1\n//= type=test\nTEST(A, B) {}\n"
 
 
 class CheckSpecTest(unittest.TestCase):
-    def check(self, code=CODE, test=TEST, spec=SPEC, exceptions="", name="a.cpp"):
-        """Runs the checker over a small tree; returns its status, output and errors."""
+    def check(self, code=CODE, test=TEST, spec=SPEC, exceptions="", name="a.cpp", options=()):
+        """Runs the checker over a small tree; returns its status, output and errors. Leaves the document in self.spec."""
         with tempfile.TemporaryDirectory() as directory:
             root = Path(directory)
             files = {"docs/spec/virtio-vfio-user.md": spec, "docs/spec/README.md": README,
@@ -34,7 +47,8 @@ class CheckSpecTest(unittest.TestCase):
                 (root / path).write_text(text, encoding="utf-8")
             out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                status = check_spec.main(["--root", str(root)])
+                status = check_spec.main(["--root", str(root), *options])
+            self.spec = (root / "docs/spec/virtio-vfio-user.md").read_text(encoding="utf-8")
             return status, out.getvalue(), err.getvalue()
 
     def test_cited_must_passes_and_uncited_should_is_allowed(self):
@@ -78,7 +92,7 @@ class CheckSpecTest(unittest.TestCase):
         self.assertIn("which does not exist", self.check(exceptions="| VVFU-B-1 | test | why |\n")[2])
 
     def test_clause_without_level_fails(self):
-        self.assertIn("line 4: not a clause", self.check(spec=SPEC + "- [VVFU-A-3] The device does it.\n")[2])
+        self.assertIn("line 17: not a clause", self.check(spec=SPEC + "- [VVFU-A-3] The device does it.\n")[2])
 
     def test_clause_defined_twice_fails(self):
         self.assertIn("defined twice", self.check(spec=SPEC + "- [VVFU-A-1] It MUST.\n")[2])
@@ -97,6 +111,26 @@ class CheckSpecTest(unittest.TestCase):
 
     def test_mention_of_unknown_clause_in_a_document_fails(self):
         self.assertIn("mentions A-8", self.check(exceptions="See A-1, A-8 and SHA-256.\n")[2])
+
+    def test_clause_outside_of_a_requirements_subsection_fails(self):
+        self.assertIn("A-9 is not in a subsection", self.check(spec=SPEC + "## 3 More\n- [VVFU-A-9] The device MUST.\n")[2])
+
+    def test_clause_that_binds_another_fails(self):
+        self.assertIn("A-9 is not a requirement for driver", self.check(spec=SPEC + "- [VVFU-A-9] The device MAY.\n")[2])
+
+    def test_conformance_list_that_lacks_a_clause_fails_and_is_mended(self):
+        grown = SPEC + "- [VVFU-A-9] The driver MAY.\n### 2.3 Device and Driver Requirements: Rest\n- [VVFU-A-8] The sender MAY.\n"
+        self.assertIn("conformance lists do not have", self.check(spec=grown)[2])
+        self.assertEqual(self.check(spec=grown, options=["--write-conformance"])[0], 0)
+        self.assertIn("| 2.1 Things | A-1 |\n| 2.3 Rest | A-8 |\n### 1.2", self.spec)
+        self.assertIn("|---|---|\n| 2.2 Things | A-2, A-9 |\n| 2.3 Rest | A-8 |\n\n## 2", self.spec)
+        self.assertEqual(self.check(spec=self.spec)[0], 0)
+
+    def test_conformance_list_that_has_too_much_fails(self):
+        self.assertIn("conformance lists do not have", self.check(spec=SPEC.replace("| A-1 |", "| A-1, A-2 |"))[2])
+
+    def test_missing_conformance_list_fails(self):
+        self.assertIn("no section 'Driver conformance'", self.check(spec=SPEC.replace("1.2 Driver conf", "1.2 Driver's conf"))[2])
 
     def test_empty_specification_fails(self):
         self.assertIn("no clauses", self.check(spec="", code="", test="")[2])
