@@ -239,10 +239,12 @@ protected:
         for (unsigned i = 0; i < kReads; ++i) {
             host.submit(1, host.read_command(1, i * 8, 8).prps(data.address() + i * 4096, 0));
         }
-        ASSERT_EQ(session.client.dma_map(data), 0);
+        map_data();
         host.ring(1);
         ASSERT_TRUE(storage.wait_for(kWorkers));
     }
+    /// In the window.
+    virtual void map_data() { ASSERT_EQ(session.client.dma_map(data), 0); }
     static std::string image_of(const TemporaryDirectory &directory)
     {
         auto path = directory.path("disk.img");
@@ -300,6 +302,51 @@ TEST_F(NvmeStoppedReads, ReachNothingAfterAFunctionLevelReset)
     ASSERT_TRUE(eventually([&] { return session.client.read<std::uint32_t>(0, 0x1c) == 0; }));
     EXPECT_FALSE(host.poll(1));
     expect_untouched();
+}
+
+/// The peer resets the device, has its reply at the deadline, and uses its memory for something else.
+class NvmeOverdueReset : public NvmeStoppedReads, public ::testing::WithParamInterface<NvmeSession::Memory> {
+protected:
+    void map_data() override
+    {
+        if (GetParam() == NvmeSession::Memory::mapped) {
+            return NvmeStoppedReads::map_data();
+        }
+        ASSERT_EQ(session.client.dma_map(data.address(), data.size(), 0, kMapRead | kMapWrite, -1), 0);
+        session.client.serve_memory(data);
+    }
+};
+
+INSTANTIATE_TEST_SUITE_P(Memory, NvmeOverdueReset,
+                         ::testing::Values(NvmeSession::Memory::mapped, NvmeSession::Memory::message_only),
+                         [](const auto &test) {
+                             return test.param == NvmeSession::Memory::mapped ? "mapped" : "message_only";
+                         });
+
+//= VVFU-RESET-1
+//= VVFU-RESET-4
+//= type=test
+TEST_P(NvmeOverdueReset, IsAnsweredWhileTheStorageHangsAndNothingOfTheTimeBeforeArrives)
+{
+    EXPECT_EQ(session.client.reset(), 0);
+    EXPECT_EQ(loopback.process().mappings("guest-ram"), 0u) << "out of the window before the reply";
+    EXPECT_EQ(session.client.read<std::uint32_t>(0, 0x1c), 0xffffffffu) << "the guest has not answered";
+    const std::vector<std::byte> other(data.size(), std::byte{0x5a});
+    std::copy(other.begin(), other.end(), data.bytes().begin());
+    const auto writes = session.client.dma_counters().writes;
+
+    release();
+    ASSERT_TRUE(eventually([&] { return session.client.read<std::uint32_t>(0, 0x1c) == 0; }));
+    EXPECT_FALSE(host.poll(1));
+    EXPECT_EQ(host.vector(1).take(), 0u);
+    EXPECT_EQ(session.client.dma_counters().writes, writes);
+    EXPECT_TRUE(std::equal(other.begin(), other.end(), data.bytes().begin()));
+
+    host.start();
+    ASSERT_EQ(host.create_io_queue(1, 16).status, 0);
+    release();
+    ASSERT_EQ(host.execute(1, host.read_command(1, 0, 8).prps(data.address(), 0)).status, 0);
+    EXPECT_EQ(data.bytes()[0], std::byte{'x'}) << "the ranges are back";
 }
 
 TEST(NvmeWire, DataInAFileSurvivesPeersAndServers)
