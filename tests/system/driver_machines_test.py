@@ -53,7 +53,7 @@ def test_memory_plugged_in_while_the_device_is_used(stage):
     mapped, by_message = (stage.device.property(name) for name in ("mapped-bytes", "message-ranges"))
     driver.qmp.execute("object-add", **{"qom-type": "memory-backend-memfd", "id": "more", "size": more * MIB, "share": True})
     driver.qmp.execute("device_add", driver="pc-dimm", id="dimm", memdev="more")
-    wait_until(lambda: stage.device.property("mapped-bytes") == mapped + more * MIB, 30, "the new memory is in the window")
+    stage.device.await_property("mapped-bytes", mapped + more * MIB)
     total = "$(awk '/MemTotal/ {print $2}' /proc/meminfo)"
     driver.run(f"until [ {total} -gt {(base + more // 2) << 10} ]; do usleep 50000; done", 60)
     # One buffer that the old memory could not hold.

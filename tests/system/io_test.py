@@ -188,8 +188,8 @@ def test_driver_guest_reboot_resets_the_device_within_the_session(vms):
 
 def test_driver_guest_powers_off_in_order(vms):
     vms.driver.power_off()
-    assert vms.device.property("session-state") == "listening"
+    vms.device.await_state("listening")
     vms.device.stop_guest_driver()
+    vms.device.await_state("no driver")
     assert not vms.device.socket.exists(), "without a device there is no socket"
-    assert vms.device.property("session-state") == "no driver"
     vms.device.power_off()

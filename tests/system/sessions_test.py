@@ -10,7 +10,6 @@ import pytest
 from vmlab import guestio
 from vmlab.diskimage import MIB, random_file
 from vmlab.topology import FUNCTION
-from vmlab.vm import wait_until
 
 SIZE = 16 * MIB
 
@@ -27,10 +26,6 @@ def stage(lab):
     device.bind()
     device.start_guest_driver()
     return types.SimpleNamespace(lab=lab, image=image, source=source, digest=digest, device=device)
-
-
-def wait_for_state(stage, state, seconds=10):
-    wait_until(lambda: stage.device.property("session-state") == state, seconds, f"session-state is {state}")
 
 
 def open_files(process):
@@ -57,7 +52,7 @@ def test_second_driver_vm_finds_what_the_first_wrote(stage):
     guestio.write_direct(first, "/dev/vda", "/dev/nvme0n1 seek=32", SIZE)
     assert mapped_guest_memory(stage.device.process)
     first.power_off()
-    wait_for_state(stage, "listening")
+    stage.device.await_state("listening")
     assert mapped_guest_memory(stage.device.process) == []
     assert open_files(stage.device.process) == idle_files
 
@@ -78,7 +73,7 @@ def test_second_peer_is_refused_while_one_is_served(stage):
 
 
 def test_killed_driver_vm_costs_only_its_session(stage):
-    wait_for_state(stage, "listening")
+    stage.device.await_state("listening")
     idle_files = open_files(stage.device.process)
     victim = stage.lab.new_driver(stage.source)
     write_source(victim)
@@ -86,7 +81,7 @@ def test_killed_driver_vm_costs_only_its_session(stage):
                "while :; do dd if=/dev/nvme0n1 of=/dev/null bs=4k count=4096 iflag=direct; done >/dev/null 2>&1 &)")
     guestio.wait_for_requests(victim, 500)
     victim.kill()
-    wait_for_state(stage, "listening")
+    stage.device.await_state("listening")
     assert mapped_guest_memory(stage.device.process) == []
     assert open_files(stage.device.process) == idle_files
 
@@ -121,13 +116,14 @@ def test_driver_guest_behind_a_viommu_maps_and_unmaps_for_every_transfer(stage):
     # 128 KiB is the largest transfer that dd's 1 MiB blocks become at most; each is mapped and unmapped at least once.
     assert stage.device.property("requests") - before > 100
     driver.power_off()
+    stage.device.await_state("listening")
     assert mapped_guest_memory(stage.device.process) == []
 
 
 def test_terminated_guest_driver_ends_the_session_and_serves_again(stage):
     driver = stage.lab.new_driver(stage.source)
     stage.device.stop_guest_driver("TERM")
-    wait_for_state(stage, "no driver")
+    stage.device.await_state("no driver")
     assert mapped_guest_memory(stage.device.process) == []
     assert driver.alive(), "the driver VM loses a device, not its life"
     driver.kill()
@@ -142,7 +138,7 @@ def test_killed_guest_driver_ends_the_session_and_serves_again(stage):
     driver = stage.lab.new_driver(stage.source)
     driver.run("(while :; do dd if=/dev/nvme0n1 of=/dev/null bs=64k iflag=direct; done >/dev/null 2>&1 &)")
     stage.device.stop_guest_driver("KILL")
-    wait_for_state(stage, "no driver")
+    stage.device.await_state("no driver")
     assert mapped_guest_memory(stage.device.process) == []
     assert not stage.device.socket.exists()
     driver.kill()
@@ -163,7 +159,7 @@ def test_stopped_guest_driver_does_not_hang_the_driver_vm(stage):
     assert stage.device.property("session-state") == "connected"
     driver.kill()
     stage.device.run("kill -CONT $(cat /tmp/vvfu-guest.pid)")
-    wait_for_state(stage, "listening", 20)
+    stage.device.await_state("listening")
     driver = stage.lab.new_driver(stage.source)
     assert reads_the_same(stage, driver)
     driver.power_off()
@@ -173,7 +169,7 @@ def test_device_guest_reboot_ends_the_session_and_serves_again(stage):
     driver = stage.lab.new_driver(stage.source)
     stage.device.agent.post("reboot -f")
     stage.device.wait_ready()
-    assert stage.device.property("session-state") == "no driver"
+    stage.device.await_state("no driver")
     assert mapped_guest_memory(stage.device.process) == []
     assert driver.alive()
     driver.kill()

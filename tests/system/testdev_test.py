@@ -5,8 +5,6 @@ import zlib
 
 import pytest
 
-from vmlab.vm import wait_until
-
 # Kept away from the guest's kernel, so that /dev/mem may be used for it.
 BUFFER = 0x10000000
 BUFFER_SIZE = 5 << 20
@@ -166,4 +164,4 @@ def test_dma_by_message_when_memory_is_not_shared(lab, device_vm, device):
     unshared = start(lab, name="unshared", share=False)
     dma_round_trip(unshared, 65537)
     unshared.vm.power_off()
-    wait_until(lambda: device_vm.property("session-state") == "listening", 20, "the session ends")
+    device_vm.await_state("listening")

@@ -182,7 +182,15 @@ class DeviceVm(Vm):
                    "vvfu-guest ends")
 
     def property(self, name, function="vvfu"):
+        """As it is now. QEMU may not have noticed yet what a peer or the guest just did: await_property() is for that."""
         return self.qmp.get(f"/machine/peripheral/{function}", name)
+
+    def await_property(self, name, value, function="vvfu", seconds=20):
+        """Waits until a property has a value."""
+        wait_until(lambda: self.property(name, function) == value, seconds, f"{name} of {function} is {value!r}")
+
+    def await_state(self, state):
+        self.await_property("session-state", state)
 
 
 def device_json(socket, identifier="vfu0", address=4):
