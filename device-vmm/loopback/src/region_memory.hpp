@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 
+#include "arena.hpp"
 #include "vvfu/guest/error.hpp"
 
 namespace vvfu::loopback {
@@ -14,22 +15,18 @@ class RegionMemory {
 public:
     /// `size` is a multiple of 4096 and may be 0. Fails with a line that says why.
     static guest::Result<RegionMemory> create(std::uint64_t size);
-    RegionMemory(RegionMemory &&other) noexcept;
-    RegionMemory &operator=(RegionMemory &&) = delete;
-    ~RegionMemory();
 
-    [[nodiscard]] std::span<std::byte> bytes() const noexcept { return bytes_; }
+    [[nodiscard]] std::span<std::byte> bytes() const noexcept { return arena_.bytes(); }
 
     /// As Port::region_memory_map() and region_memory_unmap(). map() returns 0 or a negative errno; values outside are
     /// -EINVAL.
     int map(std::uint64_t offset, std::uint64_t size, int fd, std::uint64_t fd_offset);
-    void unmap(std::uint64_t offset, std::uint64_t size);
+    void unmap(std::uint64_t offset, std::uint64_t size) noexcept;
 
 private:
-    explicit RegionMemory(std::span<std::byte> bytes) : bytes_(bytes) {}
-    [[nodiscard]] bool contains(std::uint64_t offset, std::uint64_t size) const noexcept;
+    explicit RegionMemory(Arena arena);
 
-    std::span<std::byte> bytes_;
+    Arena arena_;
 };
 
 }  // namespace vvfu::loopback
