@@ -271,7 +271,7 @@ def plug_with_passed_socket(machine, passed):
 
 def test_passed_socket_that_is_refused_is_closed(tmp_path, path):
     kept, passed = socket.socketpair()
-    with kept, passed, Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp,addr=05.0"]) as machine:
+    with kept, passed, Machine(tmp_path / "qemu.log", ["-device", drv.RootPort.DEVICE]) as machine:
         with pytest.raises(QmpError, match="'listener' is not a listening UNIX stream socket"):
             plug_with_passed_socket(machine, passed)
         passed.close()
@@ -282,13 +282,13 @@ def test_socket_passed_by_the_monitor_is_taken(tmp_path, path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        with Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp,addr=05.0"]) as machine:
+        with Machine(tmp_path / "qemu.log", ["-device", drv.RootPort.DEVICE]) as machine:
             plug_with_passed_socket(machine, listener)
             assert machine.property("session-state") == "no driver"
 
 
 def test_hot_plug_and_unplug(tmp_path, path):
-    with Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp,addr=05.0"]) as machine:
+    with Machine(tmp_path / "qemu.log", ["-device", drv.RootPort.DEVICE]) as machine:
         machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp", socket=str(path))
         assert machine.property("session-state") == "no driver"
         machine.qmp.execute("device_del", id="vvfu")
@@ -366,22 +366,9 @@ def test_losing_bus_master_ends_the_session(machine, driver, session, path):
     driver.register()
 
 
-def root_port(machine):
-    """Makes what is behind the root port in slot 5 reachable."""
-    port = drv.Driver.__new__(drv.Driver)
-    port.machine, port.slot, port.bus = machine, 5, 0
-    port.set_config(0x18, 0x00010100)  # bus 1 is behind the port
-    port.set_config(0x20, 0xFE40FE00)  # memory window
-    port.set_config(0x24, 0xFFF10001)  # prefetchable window
-    port.set_config(0x28, 0)
-    port.set_config(0x2C, 0xFF)
-    port.set_config(4, 6, 2)
-    return port
-
-
 def test_unplug_ends_the_session(tmp_path, path):
-    with Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp,addr=05.0"]) as machine:
-        root_port(machine)
+    with Machine(tmp_path / "qemu.log", ["-device", drv.RootPort.DEVICE]) as machine:
+        drv.RootPort(machine)
         machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp", socket=str(path))
         driver = drv.Driver(machine, slot=0, bus=1)
         driver.initialise()
@@ -399,30 +386,21 @@ def test_unplug_ends_the_session(tmp_path, path):
         eventually(lambda: machine.qmp.deleted("vvfu"), "nothing refers to the function any more")
 
 
-def find_express_capability(port):
-    offset = port.config(0x34, 1)
-    while port.config(offset, 1) != 0x10:
-        offset = port.config(offset + 1, 1)
-    return offset
-
-
 def test_interrupt_that_unplugs_the_function(tmp_path, path):
     # MSI-X messages go where the guest says: here to the slot control register, as a write that cuts the slot's power.
-    with Machine(tmp_path / "qemu.log", ["-device", "pcie-root-port,id=rp,addr=05.0", "-global",
-                                           "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]) as machine:
+    with Machine(tmp_path / "qemu.log", ["-device", drv.RootPort.DEVICE, *drv.RootPort.NATIVE_HOT_PLUG]) as machine:
         bridge = drv.Driver.__new__(drv.Driver)
         bridge.machine, bridge.slot, bridge.bus = machine, 0, 0
         ecam = 0xB0000000
         bridge.set_config(0x64, 0)
         bridge.set_config(0x60, ecam | 1)
-        port = root_port(machine)
+        port = drv.RootPort(machine)
         machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp", socket=str(path))
-        slot_control = find_express_capability(port) + 0x18
-        port.set_config(slot_control, 0x0100, 2)  # power on
+        port.set_power(True)
         driver = drv.Driver(machine, slot=0, bus=1)
         driver.initialise()
         for vector in range(4):
-            driver.msix_vector(vector, ecam + (5 << 15) + slot_control, 0x0700)
+            driver.msix_vector(vector, ecam + (5 << 15) + port.slot_control, 0x0700)
         for queue in range(3):
             driver.common(0x16, 2, queue)
             driver.common(0x1A, 2, queue + 1)

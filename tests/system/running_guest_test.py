@@ -18,6 +18,7 @@ MSI_ADDRESS = 0xFEE00000  # the first CPU's local APIC
 VECTOR = 0x41
 WINDOW = 0xD0000000  # the guest has no paging
 MIB = 1 << 20
+UNPLUGS = 60
 
 
 def kvm_runs_guests():
@@ -40,13 +41,17 @@ def accelerator(request):
     return request.param
 
 
+def guest_machine(accelerator, tmp_path, *options):
+    return Machine(tmp_path / "qemu.log", ["-kernel", str(write_image(tmp_path / "guest")), *options],
+                   accelerator=accelerator)
+
+
 @pytest.fixture
 def machine(accelerator, tmp_path):
     options = ["-device", device_option(socket=str(tmp_path / "device.sock"), doorbells=8, notifications=3,
                                          **{"window-size": 64 * MIB, "unmap-timeout": 4000}),
-               "-kernel", str(write_image(tmp_path / "guest")), "-trace", "virtio_vfio_user_doorbell*",
-               "-trace", "virtio_vfio_user_notification*"]
-    with Machine(tmp_path / "qemu.log", options, accelerator=accelerator) as running:
+               "-trace", "virtio_vfio_user_doorbell*", "-trace", "virtio_vfio_user_notification*"]
+    with guest_machine(accelerator, tmp_path, *options) as running:
         yield running
 
 
@@ -136,3 +141,20 @@ def test_stores_of_the_guest_into_the_window(guest, driver, session, window):
     writable = window + add_range(driver, session, 0, MIB, fd, offset=MIB)
     guest.store(writable + 8, 0x55555555)
     assert memory[MIB + 8:MIB + 12] == b"\x55" * 4
+
+
+def test_a_cpu_that_stores_to_registers_survives_unplug(accelerator, tmp_path):
+    # It has found the register and waits for QEMU's lock while the function goes.
+    with guest_machine(accelerator, tmp_path, "-device", drv.RootPort.DEVICE, *drv.RootPort.NATIVE_HOT_PLUG) as machine:
+        guest = TinyGuest(machine)
+        port = drv.RootPort(machine)  # after the firmware's
+        for _ in range(UNPLUGS):
+            machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp",
+                                socket=str(tmp_path / "device.sock"), **{"window-size": MIB})
+            port.set_power(True)
+            driver = drv.Driver(machine, slot=0, bus=1)
+            guest.store_again_and_again(driver.address(6), driver.address(7) + 2)
+            eventually(lambda: machine.load(4, driver.address(6)), "a store arrives")
+            machine.qmp.execute("device_del", id="vvfu")
+            port.set_power(False)
+            eventually(lambda: machine.qmp.deleted("vvfu"), "nothing refers to the function any more")

@@ -75,17 +75,13 @@ class Queue:
         return struct.unpack("<II", entry)
 
 
-class Driver:
-    def __init__(self, machine, slot=4, bus=0):
+class Function:
+    """A PCI function's configuration space."""
+
+    def __init__(self, machine, slot, bus):
         self.machine = machine
         self.slot = slot
         self.bus = bus
-        self._id = 0
-        self.doorbells = self.notifications = self.window = self.region_memory = None
-        self.place_bars()
-        self.find_capabilities()
-
-    # ---- PCI ----
 
     def config(self, offset, width=4):
         self.machine.command(f"outl 0xcf8 {0x80000000 | self.bus << 16 | self.slot << 11 | (offset & ~3):#x}")
@@ -94,6 +90,41 @@ class Driver:
     def set_config(self, offset, value, width=4):
         self.machine.command(f"outl 0xcf8 {0x80000000 | self.bus << 16 | self.slot << 11 | (offset & ~3):#x}")
         self.machine.command(f"out{'_bwl'[width.bit_length()]} {0xCFC + (offset & 3):#x} {value:#x}")
+
+
+class RootPort(Function):
+    """In slot 5; what is behind it becomes reachable."""
+
+    DEVICE = "pcie-root-port,id=rp,addr=05.0"
+    NATIVE_HOT_PLUG = ("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off")
+
+    def __init__(self, machine):
+        super().__init__(machine, 5, 0)
+        self.set_config(0x18, 0x00010100)  # bus 1 is behind the port
+        self.set_config(0x20, 0xFE40FE00)  # memory window
+        self.set_config(0x24, 0xFFF10001)  # prefetchable window
+        self.set_config(0x28, 0)
+        self.set_config(0x2C, 0xFF)
+        self.set_config(4, 6, 2)
+        offset = self.config(0x34, 1)
+        while self.config(offset, 1) != 0x10:
+            offset = self.config(offset + 1, 1)
+        self.slot_control = offset + 0x18
+
+    def set_power(self, on):
+        """Of the slot. Off completes an unplug, as the guest's hot-plug driver does."""
+        self.set_config(self.slot_control, 0x0100 if on else 0x0700, 2)
+
+
+class Driver(Function):
+    def __init__(self, machine, slot=4, bus=0):
+        super().__init__(machine, slot, bus)
+        self._id = 0
+        self.doorbells = self.notifications = self.window = self.region_memory = None
+        self.place_bars()
+        self.find_capabilities()
+
+    # ---- PCI ----
 
     def bar_size(self, bar, is_64bit=False):
         offset = 0x10 + 4 * bar

@@ -6,21 +6,31 @@ import struct
 from .machine import eventually
 
 _LOAD = 0x2000000
-_MAILBOX = 0x2100000  # u32: number of orders, address, value, orders done, 1 when it runs
+# u32: number of orders, address, value, orders done, 1 when it runs; then where it stores two bytes again and again
+# together with the last order's four, or 0
+_MAILBOX = 0x2100000
 
 # 32-bit protected mode without paging, as a Multiboot loader leaves it.
 _CODE = bytes.fromhex(
     "bb 00 00 10 02"        # mov ebx, _MAILBOX
     "c7 43 10 01 00 00 00"  # mov dword [ebx + 16], 1
     "f3 90"                 # again: pause
-    "8b 03"                 # mov eax, [ebx]
+    "8b 4b 04"              # mov ecx, [ebx + 4]
+    "8b 53 08"              # mov edx, [ebx + 8]
+    "8b 73 14"              # mov esi, [ebx + 20]
+    "85 f6"                 # test esi, esi
+    "74 07"                 # jz once
+    "89 11"                 # mov [ecx], edx
+    "66 89 16"              # mov [esi], dx
+    "eb ea"                 # jmp again
+    "8b 03"                 # once: mov eax, [ebx]
     "3b 43 0c"              # cmp eax, [ebx + 12]
-    "74 f7"                 # je again
+    "74 e3"                 # je again
     "8b 4b 04"              # mov ecx, [ebx + 4]
     "8b 53 08"              # mov edx, [ebx + 8]
     "89 11"                 # mov [ecx], edx
     "89 43 0c"              # mov [ebx + 12], eax
-    "eb ea")                # jmp again
+    "eb d6")                # jmp again
 
 
 def write_image(path):
@@ -49,6 +59,11 @@ class TinyGuest:
         self._machine.write(_MAILBOX + 4, struct.pack("<II", address, value))
         self._machine.write(_MAILBOX, struct.pack("<I", self._orders))
         eventually(lambda: self._mailbox(12) == self._orders, "the guest's store")
+
+    def store_again_and_again(self, address, other):
+        """32-bit stores to one address and 16-bit stores to another, from now on."""
+        self._machine.write(_MAILBOX + 4, struct.pack("<II", address, 1))
+        self._machine.write(_MAILBOX + 20, struct.pack("<I", other))
 
     def pending_interrupts(self):
         """Vectors that its local APIC has accepted and the CPU has not."""

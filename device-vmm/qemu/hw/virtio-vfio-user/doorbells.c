@@ -22,9 +22,9 @@ uint32_t vvfu_doorbells_size(const VirtioVfioUser *s)
                     VVFU_PAGE_SIZE);
 }
 
-static uint64_t vvfu_doorbell_read(void *opaque, hwaddr addr, unsigned size)
+static uint64_t vvfu_doorbell_read(VirtioVfioUser *s, hwaddr addr,
+                                   unsigned size)
 {
-    VirtioVfioUser *s = opaque;
     unsigned index = addr / VVFU_DOORBELL_MULTIPLIER;
 
     /*
@@ -44,10 +44,9 @@ static uint64_t vvfu_doorbell_read(void *opaque, hwaddr addr, unsigned size)
     return vvfu_core_doorbell_pending(s->core, index);
 }
 
-static void vvfu_doorbell_write(void *opaque, hwaddr addr, uint64_t value,
-                                unsigned size)
+static void vvfu_doorbell_write(VirtioVfioUser *s, hwaddr addr,
+                                uint64_t value, unsigned size)
 {
-    VirtioVfioUser *s = opaque;
     unsigned index = addr / VVFU_DOORBELL_MULTIPLIER;
 
     /* Other accesses than aligned 32-bit ones are not defined (6.3). */
@@ -68,14 +67,6 @@ static void vvfu_doorbell_write(void *opaque, hwaddr addr, uint64_t value,
     }
 }
 
-static const MemoryRegionOps vvfu_doorbell_ops = {
-    .read = vvfu_doorbell_read,
-    .write = vvfu_doorbell_write,
-    .endianness = DEVICE_LITTLE_ENDIAN,
-    .valid = { .min_access_size = 1, .max_access_size = 8, .unaligned = true },
-    .impl = { .min_access_size = 1, .max_access_size = 8, .unaligned = true },
-};
-
 static void vvfu_doorbell_disconnect(VirtioVfioUser *s, unsigned index)
 {
     VvfuDoorbell *doorbell = &s->doorbells[index];
@@ -88,7 +79,7 @@ static void vvfu_doorbell_disconnect(VirtioVfioUser *s, unsigned index)
     if (doorbell->ioeventfd) {
         /* Ends before the peer can read the reply, see vvfu_leave(). */
         vvfu_transaction_begin(s);
-        memory_region_del_eventfd(&s->doorbell_page,
+        memory_region_del_eventfd(&s->doorbell_page.mr,
                                   index * VVFU_DOORBELL_MULTIPLIER, 4, false, 0,
                                   doorbell->ioeventfd);
         s->retired_ioeventfds =
@@ -116,7 +107,7 @@ static void vvfu_doorbell_accelerate(VirtioVfioUser *s, unsigned index)
     doorbell->ioeventfd = g_new0(EventNotifier, 1);
     event_notifier_init_fd(doorbell->ioeventfd, copy);
     vvfu_transaction_begin(s);
-    memory_region_add_eventfd(&s->doorbell_page,
+    memory_region_add_eventfd(&s->doorbell_page.mr,
                               index * VVFU_DOORBELL_MULTIPLIER, 4, false, 0,
                               doorbell->ioeventfd);
     s->ioeventfds++;
@@ -158,10 +149,16 @@ void vvfu_doorbells_init(VirtioVfioUser *s)
     for (uint32_t i = 0; i < s->doorbell_count; i++) {
         s->doorbells[i].fd = -1;
     }
-    memory_region_init_io(&s->doorbell_page, OBJECT(s->pci), &vvfu_doorbell_ops,
-                          s, "virtio-vfio-user-doorbells",
-                          vvfu_doorbells_size(s));
-    memory_region_add_subregion(&s->bar_interrupts, 0, &s->doorbell_page);
+    s->doorbell_page.read = vvfu_doorbell_read;
+    s->doorbell_page.write = vvfu_doorbell_write;
+    s->doorbell_page.ops.valid.min_access_size = 1;
+    s->doorbell_page.ops.valid.max_access_size = 8;
+    s->doorbell_page.ops.valid.unaligned = true;
+    s->doorbell_page.ops.impl.min_access_size = 1;
+    s->doorbell_page.ops.impl.max_access_size = 8;
+    s->doorbell_page.ops.impl.unaligned = true;
+    vvfu_registers_init(&s->doorbell_page, s, "virtio-vfio-user-doorbells", 0,
+                        vvfu_doorbells_size(s));
 }
 
 void vvfu_doorbells_cleanup(VirtioVfioUser *s)
@@ -170,8 +167,5 @@ void vvfu_doorbells_cleanup(VirtioVfioUser *s)
         vvfu_doorbell_disconnect(s, i);
     }
     vvfu_transaction_end(s);
-    /* A subregion holds a reference to the function, which lived on. */
-    memory_region_del_subregion(&s->bar_interrupts, &s->doorbell_page);
-    g_free(s->doorbells);
-    s->doorbells = NULL;
+    vvfu_registers_cleanup(&s->doorbell_page);
 }

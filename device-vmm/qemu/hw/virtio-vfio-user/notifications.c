@@ -190,9 +190,9 @@ static VvfuNotification *vvfu_selected(VirtioVfioUser *s)
                : NULL;
 }
 
-static uint64_t vvfu_notification_read(void *opaque, hwaddr addr, unsigned size)
+static uint64_t vvfu_notification_read(VirtioVfioUser *s, hwaddr addr,
+                                       unsigned size)
 {
-    VirtioVfioUser *s = opaque;
     VvfuNotification *n = vvfu_selected(s);
 
     switch (addr) {
@@ -205,11 +205,9 @@ static uint64_t vvfu_notification_read(void *opaque, hwaddr addr, unsigned size)
     }
 }
 
-static void vvfu_notification_write(void *opaque, hwaddr addr, uint64_t value,
-                                    unsigned size)
+static void vvfu_notification_write(VirtioVfioUser *s, hwaddr addr,
+                                    uint64_t value, unsigned size)
 {
-    VirtioVfioUser *s = opaque;
-
     switch (addr) {
     case VVFU_NOTIFICATION_SELECT:
         s->notification_select = value;
@@ -223,14 +221,6 @@ static void vvfu_notification_write(void *opaque, hwaddr addr, uint64_t value,
         break;
     }
 }
-
-static const MemoryRegionOps vvfu_notification_ops = {
-    .read = vvfu_notification_read,
-    .write = vvfu_notification_write,
-    .endianness = DEVICE_LITTLE_ENDIAN,
-    .valid = { .min_access_size = 2, .max_access_size = 4 },
-    .impl = { .min_access_size = 2, .max_access_size = 2 },
-};
 
 static void vvfu_update_vector(PCIDevice *pci, VirtioVfioUser *s,
                                unsigned vector)
@@ -287,11 +277,15 @@ void vvfu_notifications_init(VirtioVfioUser *s)
         s->notifications[i].owner = s;
         s->notifications[i].vector = VIRTIO_NO_VECTOR;
     }
-    memory_region_init_io(&s->notification_page, OBJECT(s->pci),
-                          &vvfu_notification_ops, s,
-                          "virtio-vfio-user-notifications", VVFU_PAGE_SIZE);
-    memory_region_add_subregion(&s->bar_interrupts, vvfu_doorbells_size(s),
-                                &s->notification_page);
+    s->notification_page.read = vvfu_notification_read;
+    s->notification_page.write = vvfu_notification_write;
+    s->notification_page.ops.valid.min_access_size = 2;
+    s->notification_page.ops.valid.max_access_size = 4;
+    s->notification_page.ops.impl.min_access_size = 2;
+    s->notification_page.ops.impl.max_access_size = 2;
+    vvfu_registers_init(&s->notification_page, s,
+                        "virtio-vfio-user-notifications",
+                        vvfu_doorbells_size(s), VVFU_PAGE_SIZE);
 }
 
 void vvfu_notifications_reset(VirtioVfioUser *s)
@@ -307,7 +301,5 @@ void vvfu_notifications_cleanup(VirtioVfioUser *s)
     for (uint32_t i = 0; i < s->notification_count; i++) {
         vvfu_unwatch(s, &s->notifications[i]);
     }
-    memory_region_del_subregion(&s->bar_interrupts, &s->notification_page);
-    g_free(s->notifications);
-    s->notifications = NULL;
+    vvfu_registers_cleanup(&s->notification_page);
 }

@@ -348,7 +348,11 @@ static void vvfu_pci_instance_init(Object *obj)
 
 static void vvfu_pci_instance_finalize(Object *obj)
 {
-    vvfu_window_finalize(&VIRTIO_VFIO_USER_PCI(obj)->vdev);
+    VirtioVfioUser *s = &VIRTIO_VFIO_USER_PCI(obj)->vdev;
+
+    vvfu_window_finalize(s);
+    g_free(s->doorbells);
+    g_free(s->notifications);
 }
 
 static const VirtioPCIDeviceTypeInfo vvfu_pci_info = {

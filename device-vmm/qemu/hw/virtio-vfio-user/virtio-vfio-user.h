@@ -22,6 +22,7 @@
 #include "qapi/qapi-types-sockets.h"
 #include "qom/object.h"
 #include "arena.h"
+#include "registers.h"
 #include "vvfu/core/vvfu_core.h"
 
 #define TYPE_VIRTIO_VFIO_USER "virtio-vfio-user-device"
@@ -134,14 +135,14 @@ struct VirtioVfioUser {
 
     /* doorbells and notifications */
     MemoryRegion bar_interrupts; /* BAR 0 */
-    MemoryRegion doorbell_page;
-    MemoryRegion notification_page;
-    VvfuDoorbell *doorbells;
+    VvfuRegisters doorbell_page;
+    VvfuRegisters notification_page;
+    VvfuDoorbell *doorbells; /* until the function is finalized */
     unsigned ioeventfds;
     int aio_file; /* -1: no AIO */
     unsigned long aio_context;
     GSList *retired_ioeventfds; /* KVM may know them until the commit */
-    VvfuNotification *notifications;
+    VvfuNotification *notifications; /* as doorbells */
     uint16_t notification_select;
 };
 
@@ -248,6 +249,7 @@ void vvfu_transaction_end(VirtioVfioUser *s);
 /* ---- doorbells.c: BAR 0, first pages ---- */
 
 void vvfu_doorbells_init(VirtioVfioUser *s);
+/* Disconnects them. */
 void vvfu_doorbells_cleanup(VirtioVfioUser *s);
 uint32_t vvfu_doorbells_size(const VirtioVfioUser *s);
 void vvfu_doorbells_free_retired(VirtioVfioUser *s);
@@ -262,6 +264,7 @@ void vvfu_signal_eventfd(void *opaque, int fd);
 /* ---- notifications.c: BAR 0, last page ---- */
 
 void vvfu_notifications_init(VirtioVfioUser *s);
+/* Disconnects them. */
 void vvfu_notifications_cleanup(VirtioVfioUser *s);
 /* Device reset: no notification has a vector any more. */
 void vvfu_notifications_reset(VirtioVfioUser *s);
