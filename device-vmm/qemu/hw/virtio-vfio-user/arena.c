@@ -143,9 +143,11 @@ static bool vvfu_show_filler(VvfuArena *arena, uint64_t offset, uint64_t size)
 static void vvfu_cut_off(VvfuArena *arena, uint64_t offset, uint64_t size)
 {
     if (!vvfu_show_filler(arena, offset, size)) {
-        /* The mappings are counted, so the kernel is out of memory for its own
+        /*
+         * The mappings are counted, so the kernel is out of memory for its own
          * small structures. Better no VM than one that reaches the peer, or
-         * whatever of QEMU's is mapped there next. */
+         * whatever of QEMU's is mapped there next.
+         */
         error_report("virtio-vfio-user: cannot cut off memory of the peer: %s",
                      strerror(errno));
         abort();
@@ -298,8 +300,10 @@ void vvfu_arena_zero(VvfuArena *arena, uint64_t offset, uint64_t size)
 
 /* ---- life ---- */
 
-/* The addresses. Aligned, so that offsets congruent to file offsets are
- * congruent addresses, and the guest's huge pages are the host's. */
+/*
+ * The addresses. Aligned, so that offsets congruent to file offsets are
+ * congruent addresses, and the guest's huge pages are the host's.
+ */
 static bool vvfu_reserve(VvfuArena *arena, const char *name, Error **errp)
 {
     uint64_t align = arena->size >= GiB       ? GiB

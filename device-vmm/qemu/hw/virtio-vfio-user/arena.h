@@ -36,8 +36,10 @@ typedef struct VvfuArena {
  */
 bool vvfu_arena_init(VvfuArena *arena, const char *name, uint64_t size,
                      uint64_t chunk, Error **errp);
-/* Shows the filler everywhere: after the memory region was made, which changes
- * attributes of the addresses. */
+/*
+ * Shows the filler everywhere: after the memory region was made, which changes
+ * attributes of the addresses.
+ */
 bool vvfu_arena_fill(VvfuArena *arena, Error **errp);
 /*
  * Shows [fd_offset, fd_offset + size) of a file at an offset where no other
@@ -47,8 +49,10 @@ bool vvfu_arena_fill(VvfuArena *arena, Error **errp);
  */
 int vvfu_arena_map(VvfuArena *arena, uint64_t offset, uint64_t size,
                    int protection, int fd, uint64_t fd_offset);
-/* The filler instead of what vvfu_arena_map() put there; false: nothing was
- * mapped exactly so. When it returns no access reaches the file. */
+/*
+ * The filler instead of what vvfu_arena_map() put there; false: nothing was
+ * mapped exactly so. When it returns no access reaches the file.
+ */
 bool vvfu_arena_unmap(VvfuArena *arena, uint64_t offset, uint64_t size);
 /* Unmaps every range. */
 void vvfu_arena_clear(VvfuArena *arena);

@@ -243,8 +243,10 @@ static const struct {
 static bool vvfu_check_size(const char *name, uint64_t size, uint64_t least,
                             Error **errp)
 {
-    /* KVM takes memory slots of less than 8 TiB, and QEMU aborts when it
-     * refuses one. */
+    /*
+     * KVM takes memory slots of less than 8 TiB, and QEMU aborts when it
+     * refuses one.
+     */
     if (size < least || size % VVFU_PAGE_SIZE || size > 4 * TiB) {
         error_setg(errp,
                    "virtio-vfio-user: %s=%" PRIu64 " is not a multiple of "

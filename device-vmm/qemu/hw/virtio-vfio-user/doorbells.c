@@ -12,8 +12,10 @@
 
 #define VVFU_DOORBELL_MULTIPLIER 4u
 
-/* KVM takes 1000 devices per bus, and QEMU aborts when it refuses one. What
- * does not fit is signalled by the register's write handler. */
+/*
+ * KVM takes 1000 devices per bus, and QEMU aborts when it refuses one. What
+ * does not fit is signalled by the register's write handler.
+ */
 #define VVFU_MAX_IOEVENTFDS 512
 
 uint32_t vvfu_doorbells_size(const VirtioVfioUser *s)

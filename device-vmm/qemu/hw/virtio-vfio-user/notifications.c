@@ -95,8 +95,10 @@ static void vvfu_irqfd_remove(VvfuNotification *n)
     kvm_irqchip_release_virq(kvm_state, n->virq);
 }
 
-/* Hands a watched notification to KVM if its vector can be delivered, and
- * back to the main loop if not. */
+/*
+ * Hands a watched notification to KVM if its vector can be delivered, and
+ * back to the main loop if not.
+ */
 static void vvfu_update_irqfd(VirtioVfioUser *s, VvfuNotification *n)
 {
     unsigned index = n - s->notifications;

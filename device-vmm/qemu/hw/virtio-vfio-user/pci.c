@@ -154,8 +154,10 @@ static bool vvfu_add_window_bar(VirtioVfioUser *s, Error **errp)
     return true;
 }
 
-/* In the BAR of the virtio structures, which is registered when the device is
- * plugged: behind the window it would double the window's BAR. */
+/*
+ * In the BAR of the virtio structures, which is registered when the device is
+ * plugged: behind the window it would double the window's BAR.
+ */
 static bool vvfu_add_region_memory(VirtioVfioUser *s, Error **errp)
 {
     VirtIOPCIProxy *proxy = VIRTIO_PCI(s->pci);

@@ -241,8 +241,10 @@ static bool vvfu_receive(VirtioVfioUser *s)
     vvfu_core_peer_data(s->core, vvfu_now(), s->peer.receive_buffer, ret, fds,
                         nfds);
     vvfu_leave(s);
-    /* The kernel stops behind fds. Less than asked for without any is most
-     * likely all there is; the main loop asks again. */
+    /*
+     * The kernel stops behind fds. Less than asked for without any is most
+     * likely all there is; the main loop asks again.
+     */
     return (size_t)ret == VVFU_RECEIVE_SIZE || nfds;
 }
 
@@ -386,8 +388,8 @@ static void vvfu_acceptable(void *opaque)
         if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS ||
             errno == ENOMEM) {
             /* The connection stays acceptable: watching would spin. */
-            g_autofree char *text = g_strdup_printf("cannot accept a peer: %s",
-                                                    strerror(errno));
+            g_autofree char *text =
+                g_strdup_printf("cannot accept a peer: %s", strerror(errno));
 
             vvfu_core_log(s->core, vvfu_now(), VVFU_LOG_WARNING,
                           "no peer could be accepted", text);
@@ -410,7 +412,7 @@ static void vvfu_address(const char *path, struct sockaddr_un *address)
     pstrcpy(address->sun_path, sizeof(address->sun_path), path);
 }
 
-/* 0: nothing is there, or nobody listens on it (*stale). Else an errno. */
+/* 0: nothing is there, or nobody listens on it (*stale). Else -errno. */
 static int vvfu_path_in_use(const char *path, bool *stale)
 {
     struct sockaddr_un address;
@@ -419,25 +421,25 @@ static int vvfu_path_in_use(const char *path, bool *stale)
 
     *stale = false;
     if (lstat(path, &status) < 0) {
-        return errno == ENOENT ? 0 : errno;
+        return errno == ENOENT ? 0 : -errno;
     }
     if (!S_ISSOCK(status.st_mode)) {
-        return EEXIST;
+        return -EEXIST;
     }
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0) {
-        return errno;
+        return -errno;
     }
     vvfu_address(path, &address);
-    ret = connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ? errno
+    ret = connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ? -errno
                                                                         : 0;
     close(fd);
-    if (ret == ECONNREFUSED || ret == ENOENT) {
+    if (ret == -ECONNREFUSED || ret == -ENOENT) {
         *stale = true;
         return 0;
     }
     /* Connected, or a full backlog (EAGAIN): there is a server. */
-    return ret == 0 || ret == EAGAIN ? EADDRINUSE : ret;
+    return ret == 0 || ret == -EAGAIN ? -EADDRINUSE : ret;
 }
 
 static int vvfu_bind(VirtioVfioUser *s, const char *path)
@@ -447,8 +449,8 @@ static int vvfu_bind(VirtioVfioUser *s, const char *path)
     int ret = vvfu_path_in_use(path, &stale);
     int fd;
 
-    if (ret) {
-        return -ret;
+    if (ret < 0) {
+        return ret;
     }
     if (stale) {
         unlink(path);
@@ -532,7 +534,7 @@ static bool vvfu_check_path(const char *path, Error **errp)
     struct sockaddr_un address;
     g_autofree char *folder = g_path_get_dirname(path);
     bool stale;
-    int error;
+    int ret;
 
     if (!*path) {
         error_setg(errp, "virtio-vfio-user: the socket path is empty");
@@ -551,26 +553,21 @@ static bool vvfu_check_path(const char *path, Error **errp)
                          folder);
         return false;
     }
-    error = vvfu_path_in_use(path, &stale);
-    if (error == EADDRINUSE) {
+    ret = vvfu_path_in_use(path, &stale);
+    if (ret == -EADDRINUSE) {
         error_setg(errp,
                    "virtio-vfio-user: a live server listens on '%s' already: "
                    "stop it or choose another socket",
                    path);
-        return false;
-    }
-    if (error == EEXIST) {
+    } else if (ret == -EEXIST) {
         error_setg(errp,
                    "virtio-vfio-user: '%s' exists and is not a socket: "
                    "remove it or choose another path",
                    path);
-        return false;
+    } else if (ret < 0) {
+        error_setg_errno(errp, -ret, "virtio-vfio-user: '%s'", path);
     }
-    if (error) {
-        error_setg_errno(errp, error, "virtio-vfio-user: '%s'", path);
-        return false;
-    }
-    return true;
+    return ret == 0;
 }
 
 static int vvfu_socket_option(int fd, int option)

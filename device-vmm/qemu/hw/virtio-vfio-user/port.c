@@ -11,8 +11,10 @@
 #include "virtio-vfio-user.h"
 #include "trace.h"
 
-/* Rounds of "flush, tell the core" in one vvfu_leave(); the main loop does
- * the rest. */
+/*
+ * Rounds of "flush, tell the core" in one vvfu_leave(); the main loop does
+ * the rest.
+ */
 #define VVFU_MAX_ROUNDS 16
 
 void vvfu_mark_broken(VirtioVfioUser *s)
@@ -91,8 +93,10 @@ static const VvfuPortOps vvfu_port_ops = {
     .state_changed = vvfu_state_changed,
 };
 
-/* A guest can make its own DMA reach this function's registers. QEMU's guard
- * refuses that while a call is in progress: the core is not reentrant. */
+/*
+ * A guest can make its own DMA reach this function's registers. QEMU's guard
+ * refuses that while a call is in progress: the core is not reentrant.
+ */
 static void vvfu_core_begin(VirtioVfioUser *s)
 {
     DeviceState *pci = DEVICE(s->pci);
@@ -122,8 +126,10 @@ static void vvfu_arm_deadline(VirtioVfioUser *s)
 {
     uint64_t next = vvfu_core_next_deadline(s->core);
 
-    /* A timer that fires too early finds nothing to do and is set anew; that
-     * is cheaper than to move it with every answer of the guest. */
+    /*
+     * A timer that fires too early finds nothing to do and is set anew; that
+     * is cheaper than to move it with every answer of the guest.
+     */
     if (next < s->armed_deadline) {
         s->armed_deadline = next;
         timer_mod_ns(s->deadline, MIN(next, INT64_MAX));
@@ -163,8 +169,10 @@ static bool vvfu_late_reset(VirtioVfioUser *s)
     return true;
 }
 
-/* Interrupts go where the guest says, config space of the slot included: the
- * device may be unplugged behind each of these steps. */
+/*
+ * Interrupts go where the guest says, config space of the slot included: the
+ * device may be unplugged behind each of these steps.
+ */
 static void vvfu_settle(VirtioVfioUser *s)
 {
     bool more = true;

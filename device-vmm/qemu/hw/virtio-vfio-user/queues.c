@@ -89,7 +89,8 @@ typedef void VvfuChainHandler(VirtioVfioUser *, VirtQueue *,
  */
 static bool vvfu_may_take(VirtioVfioUser *s)
 {
-    const uint8_t both = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+    const uint8_t both =
+        VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
 
     /* In a call: a guest's DMA made this kick; the next one counts. */
     return !s->in_core && !s->unrealized &&

@@ -63,8 +63,10 @@ static bool vvfu_signal_by_aio(VirtioVfioUser *s, int fd)
     return true;
 }
 
-/* Without AIO. A peer that fills the counter between the two calls, and has
- * made it blocking, can stop this VM. */
+/*
+ * Without AIO. A peer that fills the counter between the two calls, and has
+ * made it blocking, can stop this VM.
+ */
 static void vvfu_signal_by_write(int fd)
 {
     struct pollfd writable = { .fd = fd, .events = POLLOUT };

@@ -107,8 +107,7 @@ struct VirtioVfioUser {
     bool in_core; /* a vvfu_core_* call is in progress */
     bool saved_engaged_in_io;
     bool reset_in_core; /* the guest reset the device from inside a call */
-    bool unrealized; /* only waits for its call to return; port calls do nothing
-                      */
+    bool unrealized; /* waits for its call to return; port calls do nothing */
     bool core_knows_broken;
     QEMUTimer *deadline;
     uint64_t armed_deadline;
@@ -179,8 +178,10 @@ void vvfu_core_stop(VirtioVfioUser *s);
  */
 void vvfu_enter(VirtioVfioUser *s);
 void vvfu_leave(VirtioVfioUser *s);
-/* As virtio_error(), but without its line: the guest can provoke those without
- * end. Say why with vvfu_core_log(), which is limited. */
+/*
+ * As virtio_error(), but without its line: the guest can provoke those without
+ * end. Say why with vvfu_core_log(), which is limited.
+ */
 void vvfu_mark_broken(VirtioVfioUser *s);
 /* Ends the session because QEMU's virtio core found the device broken. */
 void vvfu_check_broken(VirtioVfioUser *s);
