@@ -57,12 +57,12 @@ void IrqTable::update(std::uint32_t index, std::uint32_t vector)
     const auto number = doorbell(index, vector);
     auto &state = vectors_[index][vector];
     if (!number) {
-        if (state.target && std::exchange(state.pending, false)) {
+        if (state.target && !held_ && std::exchange(state.pending, false)) {
             port_.signal_eventfd(state.target.get());
         }
         return;
     }
-    const int wanted = state.masked ? -1 : state.target.get();
+    const int wanted = state.masked || held_ ? -1 : state.target.get();
     const int current = doorbells_[*number].fd;  // written by this thread only
     if (wanted == current) {
         return;
@@ -166,8 +166,32 @@ void IrqTable::clear_pending()
     }
 }
 
+void IrqTable::update_all()
+{
+    for (std::uint32_t index = 0; index < vectors_.size(); ++index) {
+        for (std::uint32_t vector = 0; vector < vectors_[index].size(); ++vector) {
+            update(index, vector);
+        }
+    }
+}
+
+//= VVFU-DOORBELL-10
+void IrqTable::hold()
+{
+    held_ = true;
+    update_all();
+}
+
+void IrqTable::resume()
+{
+    clear_pending();
+    held_ = false;
+    update_all();
+}
+
 void IrqTable::release()
 {
+    held_ = false;
     for (std::uint32_t index = 0; index < vectors_.size(); ++index) {
         disable(index);
     }

@@ -47,6 +47,10 @@ public:
 
     /// DEVICE_RESET: pending states are forgotten, targets stay.
     void clear_pending();
+    /// No target is signalled any more, whoever rings, until resume() or release(). Targets and masks go on changing.
+    void hold();
+    /// What was rung meanwhile is forgotten.
+    void resume();
     /// The session ended: forgets everything but the counts.
     void release();
 
@@ -64,12 +68,14 @@ private:
     [[nodiscard]] std::optional<unsigned> doorbell(std::uint32_t index, std::uint32_t vector) const;
     void connect(unsigned doorbell, int fd);
     void disconnect(unsigned doorbell);
-    /// Connects or disconnects the doorbell as target and mask say.
+    /// Connects or disconnects the doorbell as target, mask and hold() say.
     void update(std::uint32_t index, std::uint32_t vector);
+    void update_all();
     void clear_pending(std::uint32_t index);
 
     Port &port_;
     IrqCounts counts_{};
+    bool held_ = false;
     std::array<std::vector<Vector>, control::kIrqIndexCount> vectors_;
     Fd resample_;
 

@@ -496,10 +496,12 @@ Refusal Session::device_reset(Nanoseconds now, Message &message)
 void Session::reset_answered(const Header &request, const GuestReply &reply)
 {
     if (reply.expired) {
-        // DMA of the time before may still be going on: it reaches nothing from here on.
+        // DMA and interrupts of the time before may still be going on: they reach nothing from here on.
         //= VVFU-RESET-4
+        //= VVFU-DOORBELL-10
         reset_overdue_ = true;
         memory_.hide();
+        env_.irqs.hold();
         return send_empty_reply(request);
     }
     --resets_;
@@ -519,6 +521,8 @@ void Session::reset_answered(const Header &request, const GuestReply &reply)
     //= VVFU-RESET-5
     if (resets_ == 0 && std::exchange(reset_overdue_, false)) {
         memory_.show();
+        //= VVFU-DOORBELL-5
+        env_.irqs.resume();
     }
 }
 

@@ -277,6 +277,70 @@ TEST_F(SessionIrqsTest, ThePeerCanTriggerAVector)
 
 //= VVFU-DOORBELL-5
 //= type=test
+//= VVFU-DOORBELL-10
+//= type=test
+TEST_F(SessionIrqsTest, WhatIsRungWhileAResetIsOverdueReachesNoTarget)
+{
+    start_session();
+    const auto msix = make_eventfd(), err = make_eventfd(), masked = make_eventfd(), late = make_eventfd();
+    assign(kMsix, 0, msix);
+    assign(kMsix, 1, masked);
+    assign(kErr, 0, err);
+    const auto trigger = [&](std::uint32_t index, std::uint32_t vector) {
+        control(control::Type::irq_trigger, 1, [&](control::Buffer &out) {
+            control::append(out, control::IrqTrigger{index, vector});
+        });
+    };
+    const auto ring_all = [&] {
+        ring(kMsixDoorbell);
+        ring(kMsixDoorbell + 1);
+        ring(kMsixDoorbell + 2);
+        trigger(kMsix, 0);
+        trigger(kErr, 0);
+    };
+    feed(command(vu::Command::device_reset, {}));
+    const auto reset = take_request(control::Type::device_reset);
+    port.events.clear();
+    advance(config.access_timeout);
+    EXPECT_EQ(0u, take_sent().header.error);
+    ring_all();
+    // The peer's changes go on.
+    EXPECT_EQ(0, assign(kMsix, 2, late));
+    EXPECT_EQ(0, set_irqs({20, kNone | kMask, kMsix, 1, 1}));
+    ring_all();
+    EXPECT_TRUE(port.doorbells.empty());
+    EXPECT_EQ(0u, take_signals(msix) + take_signals(err) + take_signals(masked) + take_signals(late));
+
+    answer(reset);
+    EXPECT_EQ(0u, take_signals(msix) + take_signals(err) + take_signals(masked) + take_signals(late))
+        << "of the time before";
+    EXPECT_FALSE(core->doorbell_pending(kMsixDoorbell + 1));
+    ring_all();
+    EXPECT_EQ(2u, take_signals(msix));
+    EXPECT_EQ(1u, take_signals(err));
+    EXPECT_EQ(1u, take_signals(late));
+    EXPECT_EQ(0u, take_signals(masked));
+}
+
+//= VVFU-DOORBELL-10
+//= type=test
+TEST_F(SessionIrqsTest, TheNextSessionHasItsInterruptsWhateverTheOneBeforeLeftOverdue)
+{
+    start_session();
+    feed(command(vu::Command::device_reset, {}));
+    advance(config.access_timeout);
+    take_sent();
+    core->peer_closed(now, 0);
+    answer_all();
+    begin_session();
+    const auto fd = make_eventfd();
+    assign(kMsix, 0, fd);
+    ring(kMsixDoorbell);
+    EXPECT_EQ(1u, take_signals(fd));
+}
+
+//= VVFU-DOORBELL-5
+//= type=test
 TEST_F(SessionIrqsTest, DisableForgetsTargetsMasksAndPendingState)
 {
     start_session();
