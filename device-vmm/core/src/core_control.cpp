@@ -8,6 +8,7 @@
 
 namespace vvfu::core {
 
+using control::Check;
 using control::Status;
 using control::Type;
 
@@ -36,23 +37,32 @@ void Core::Impl::complete(std::uint64_t token, const control::Header &request, s
     port_.complete_control(token, reply);
 }
 
+void Core::Impl::refuse(std::uint64_t token, const control::Header &request, Check check, std::string_view text)
+{
+    switch (control::rule(check).consequence) {
+        case control::Consequence::unsupported: return answer(token, request, Status::unsupported, text);
+        case control::Consequence::invalid: return answer(token, request, Status::invalid, text);
+        default: return guest_.violated(check, "control queue: " + std::string{text});
+    }
+}
+
 void Core::Impl::control_request(Nanoseconds now, std::uint64_t token, control::Bytes message, std::size_t capacity)
 {
     //= VVFU-ERROR-1
     const auto header = control::decode_header(message);
     if (!header) {
-        return guest_.fail("control queue: " + std::string{control::describe(header.error())});
+        return guest_.violated(Check::header, "control queue: " + std::string{control::describe(header.error())});
     }
     if (header->flags != 0) {
-        return guest_.fail("control queue: a message that is not a request");
+        return refuse(token, *header, Check::direction, "a message that is not a request");
     }
     //= VVFU-ERROR-4
     if (capacity < kMinReplyCapacity) {
-        return guest_.fail("control queue: the reply part has less than 288 bytes");
+        return refuse(token, *header, Check::reply_part, "the reply part has less than 288 bytes");
     }
     //= VVFU-ERROR-9
     if (!open_requests_.insert(header->request_id).second) {
-        return guest_.fail("control queue: a request with the ID of one that is not answered");
+        return refuse(token, *header, Check::request_id, "a request with the ID of one that is not answered");
     }
     const auto payload = message.subspan(control::kHeaderSize);
     switch (header->type) {
@@ -64,7 +74,7 @@ void Core::Impl::control_request(Nanoseconds now, std::uint64_t token, control::
         default:
             //= VVFU-MSG-6
             //# The responder MUST answer a request of a type that it does not implement with UNSUPPORTED.
-            return answer(token, *header, Status::unsupported, "unknown message type");
+            return refuse(token, *header, Check::request_type, "unknown message type");
     }
 }
 
@@ -75,11 +85,11 @@ void Core::Impl::device_info(Nanoseconds now, std::uint64_t token, const control
 {
     //= VVFU-DEVICE-4
     if (header.epoch != 0) {
-        return answer(token, header, Status::invalid, "DEVICE_INFO belongs to no session: epoch is not 0");
+        return refuse(token, header, Check::device_info_epoch, "DEVICE_INFO belongs to no session: epoch is not 0");
     }
     const auto info = control::decode_device_info(payload);
     if (!info) {
-        return answer(token, header, Status::invalid, control::describe(info.error()));
+        return refuse(token, header, Check::payload, control::describe(info.error()));
     }
     if (info->op == control::DeviceInfoOp::add) {
         device_add(token, header, *info);
@@ -146,11 +156,11 @@ void Core::Impl::dma_read(Nanoseconds now, std::uint64_t token, const control::H
     const auto access = control::decode_dma_access(payload);
     //= VVFU-DMA-4
     if (!access || access->count == 0 || access->count > kMaxMessageSize - kDmaFixed) {
-        return answer(token, header, Status::invalid, "DMA_READ of no bytes or of too many");
+        return refuse(token, header, Check::payload, "DMA_READ of no bytes or of too many");
     }
     //= VVFU-ERROR-4
     if (capacity < kDmaFixed + access->count) {
-        return guest_.fail("control queue: the reply part is too small for the DMA_READ");
+        return refuse(token, header, Check::dma_read_reply_part, "the reply part is too small for the DMA_READ");
     }
     if (const auto status = check_session(header); status != Status::ok) {
         return answer(token, header, status);
@@ -176,7 +186,7 @@ void Core::Impl::dma_write(Nanoseconds now, std::uint64_t token, const control::
     const auto request = control::decode_dma_data(payload);
     //= VVFU-DMA-4
     if (!request || request->access.count == 0) {
-        return answer(token, header, Status::invalid, "DMA_WRITE of no bytes, or not of as many as it says");
+        return refuse(token, header, Check::payload, "DMA_WRITE of no bytes, or not of as many as it says");
     }
     if (const auto status = check_session(header); status != Status::ok) {
         return answer(token, header, status);
@@ -200,7 +210,7 @@ void Core::Impl::irq_trigger(std::uint64_t token, const control::Header &header,
 {
     const auto trigger = control::decode_irq_trigger(payload);
     if (!trigger) {
-        return answer(token, header, Status::invalid, control::describe(trigger.error()));
+        return refuse(token, header, Check::payload, control::describe(trigger.error()));
     }
     if (const auto status = check_session(header); status != Status::ok) {
         return answer(token, header, status);
@@ -213,7 +223,7 @@ void Core::Impl::irq_trigger(std::uint64_t token, const control::Header &header,
 void Core::Impl::peer_close(Nanoseconds now, std::uint64_t token, const control::Header &header, control::Bytes payload)
 {
     if (payload.size() > control::kTextMax) {
-        return answer(token, header, Status::invalid, "more than 256 bytes of text");
+        return refuse(token, header, Check::payload, "more than 256 bytes of text");
     }
     if (const auto status = check_session(header); status != Status::ok) {
         return answer(token, header, status);

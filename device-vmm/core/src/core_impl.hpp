@@ -85,6 +85,8 @@ private:
     void answer(std::uint64_t token, const control::Header &request, control::Status status,
                 std::string_view text = {});
     void complete(std::uint64_t token, const control::Header &request, std::span<const std::byte> reply);
+    /// A request is not as it must be: what follows is in the table of checks.
+    void refuse(std::uint64_t token, const control::Header &request, control::Check check, std::string_view text);
     void device_info(Nanoseconds now, std::uint64_t token, const control::Header &header, control::Bytes payload);
     void device_add(std::uint64_t token, const control::Header &header, const control::DeviceInfo &info);
     void device_del(Nanoseconds now, std::uint64_t token, const control::Header &header);

@@ -11,6 +11,7 @@
 
 namespace vvfu::core {
 
+using control::Check;
 using control::Type;
 
 void GuestChannel::fail(std::string reason)
@@ -20,13 +21,24 @@ void GuestChannel::fail(std::string reason)
     }
 }
 
+void GuestChannel::violated(Check check, std::string text)
+{
+    if (control::rule(check).consequence == control::Consequence::needs_reset) {
+        return fail(std::move(text));
+    }
+    ++counters_.unknown_replies;
+    log_.once(LogLevel::warning, "unknown reply of the guest", text);
+}
+
 bool GuestChannel::deliver(control::Bytes message)
 {
     switch (const int rc = port_.push_request(kRequestQueue, message); rc) {
         case 0: return true;
         case -EAGAIN: return false;
         //= VVFU-ERROR-4
-        case -EMSGSIZE: fail("a request buffer of the driver is smaller than request_buffer_size"); return true;
+        case -EMSGSIZE:
+            violated(Check::request_buffer, "a request buffer of the driver is smaller than request_buffer_size");
+            return true;
         default: fail("the request queue failed: errno " + std::to_string(-rc)); return true;
     }
 }
@@ -122,18 +134,18 @@ std::optional<GuestChannel::Table::Entry> GuestChannel::take(const control::Head
     }
     //= VVFU-ERROR-2
     if (match == Table::Match::type_mismatch) {
-        fail("reply of type " + std::string{control::name(reply.type)} + " to a request of another type");
+        violated(Check::reply_type,
+                 "reply of type " + std::string{control::name(reply.type)} + " to a request of another type");
     }
     //= VVFU-ERROR-8
     if (match == Table::Match::epoch_mismatch) {
-        fail("reply to " + std::string{control::name(reply.type)} + " with another epoch than its request");
+        violated(Check::reply_epoch,
+                 "reply to " + std::string{control::name(reply.type)} + " with another epoch than its request");
     }
     //= VVFU-MSG-7
     if (match == Table::Match::unknown) {
-        ++counters_.unknown_replies;
-        log_.once(LogLevel::warning, "unknown reply of the guest",
-                  "reply to an unknown, answered or expired request ignored (type " +
-                      std::string{control::name(reply.type)} + ")");
+        violated(Check::reply_id, "reply to an unknown, answered or expired request ignored (type " +
+                                      std::string{control::name(reply.type)} + ")");
     }
     return entry;
 }
@@ -146,10 +158,10 @@ void GuestChannel::reply(Nanoseconds now, unsigned queue, control::Bytes message
     //= VVFU-ERROR-1
     const auto header = control::decode_header(message);
     if (!header) {
-        return fail("reply queue: " + std::string{control::describe(header.error())});
+        return violated(Check::header, "reply queue: " + std::string{control::describe(header.error())});
     }
     if (queue != kReplyQueue || !header->is_reply() || header->is_posted()) {
-        return fail("reply queue: a message that is not a reply");
+        return violated(Check::direction, "reply queue: a message that is not a reply");
     }
     last_progress_ = now;
     const bool late = late_.contains(header->request_id);
@@ -167,13 +179,13 @@ void GuestChannel::reply(Nanoseconds now, unsigned queue, control::Bytes message
     if (reply.ok()) {
         reply.payload = payload;
     } else if (payload.size() > control::kTextMax) {
-        return fail("error reply with more than 256 bytes of text");
+        return violated(Check::reply_text, "error reply with more than 256 bytes of text");
     } else {
         reply.text = control::decode_text(payload);
     }
     //= VVFU-ERROR-3
     if (!entry->context.on_reply(reply)) {
-        fail("bad payload in the reply to " + std::string{control::name(header->type)});
+        violated(Check::reply_payload, "bad payload in the reply to " + std::string{control::name(header->type)});
     }
 }
 

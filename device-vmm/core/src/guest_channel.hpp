@@ -14,6 +14,7 @@
 #include "support.hpp"
 #include "vvfu/controlq/request_table.hpp"
 #include "vvfu/protocol/control.hpp"
+#include "vvfu/protocol/validation.hpp"
 
 namespace vvfu::core {
 
@@ -109,7 +110,9 @@ public:
 
     /// The guest broke the protocol: why. Nothing is sent or accepted from then on.
     [[nodiscard]] const std::optional<std::string> &failure() const noexcept { return failure_; }
-    void fail(std::string reason);
+    /// A message of the guest is not as it must be. What follows is in the table of checks: a failure, or the message
+    /// is counted and ignored.
+    void violated(control::Check check, std::string text);
 
 private:
     struct Context {
@@ -157,6 +160,7 @@ private:
     void become_silent(std::string_view cause);
     void probe(Nanoseconds now);
     [[nodiscard]] Nanoseconds stuck_at() const;
+    void fail(std::string reason);
 
     Port &port_;
     Counters &counters_;

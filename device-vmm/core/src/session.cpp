@@ -323,9 +323,14 @@ void Session::negotiate(Nanoseconds now, const Header &request, std::uint16_t mi
             std::uint64_t accepted = 0;
             if (reply.ok()) {
                 const auto bits = control::decode_feature_bits(reply.payload);
-                //= VVFU-ERROR-10
-                if (!bits || (bits->features & ~offered) != 0) {
+                if (!bits) {
                     return false;
+                }
+                //= VVFU-ERROR-10
+                if ((bits->features & ~offered) != 0) {
+                    env_.guest.violated(control::Check::accepted_features,
+                                        "a feature was accepted that was not offered");
+                    return true;
                 }
                 accepted = bits->features;
             }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "fake_transport.hpp"
+#include "vvfu/protocol/validation.hpp"
 
 namespace vvfu::guest {
 namespace {
@@ -409,6 +411,50 @@ TEST_F(SessionTest, UnknownRequestsAreUnsupported)
     for (const auto type : {Type::device_feature, Type::migration_data, Type::dma_read, static_cast<Type>(500)}) {
         EXPECT_EQ(status_of(request(type, {})), Status::unsupported);
     }
+}
+
+/// The rows of the specification's table of checks that are the driver's. Those that reset the device:
+/// BrokenDeviceTest.
+TEST_F(SessionTest, ChecksHaveTheConsequencesOfTheTable)
+{
+    using control::Check;
+    start_connected();
+    const auto irq = payload_of(control::IrqInfo{control::kIrqIntx, 0, 1, control::IrqAction::mask});
+    const auto named = [](std::optional<Status> status) {
+        return status ? std::string{control::name(*status)} : std::string{"no reply"};
+    };
+    const std::map<Check, std::function<std::string()>> provoked{
+        {Check::driver_epoch,
+         [&] {
+             epoch = 7;
+             const auto status = status_of(request(Type::irq_info, irq));
+             epoch = 1;
+             return named(status);
+         }},
+        {Check::driver_posted,
+         [&] {
+             const auto before = session->counters().bad_requests;
+             send(Type::irq_info, irq, control::kFlagPosted);
+             run();
+             const bool counted = session->counters().bad_requests == before + 1;
+             return std::string{counted && !transport.take(kReplyQueue) ? "counted and ignored" : "answered"};
+         }},
+        {Check::driver_request_type, [&] { return named(status_of(request(static_cast<Type>(77), irq))); }},
+        {Check::driver_payload, [&] { return named(status_of(request(Type::irq_info, bytes({1})))); }},
+        {Check::driver_reserved,
+         [&] {
+             const auto status = memory(control::MemoryOp::add, 0x1000, 0x1000, 0, 0xf0 | control::kMemoryRead);
+             return std::string{status == Status::ok ? "ignored" : "refused"};
+         }},
+    };
+    for (const auto &rule : control::kRules) {
+        if (rule.checked_by != "driver" || rule.consequence == control::Consequence::driver_resets) {
+            continue;
+        }
+        ASSERT_TRUE(provoked.contains(rule.check)) << rule.condition << ": a row without a test";
+        EXPECT_EQ(provoked.at(rule.check)(), control::name(rule.consequence)) << rule.condition;
+    }
+    EXPECT_TRUE(model.log.empty());
 }
 
 //= VVFU-SESSION-7
