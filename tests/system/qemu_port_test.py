@@ -853,9 +853,9 @@ def test_masked_vector_becomes_pending(machine, driver, session):
 
 # ---- the build script ----
 
-def build_qemu(*arguments):
+def build_qemu(*arguments, seconds=SECONDS):
     return subprocess.run([host.TREE / "scripts" / "build-qemu", *arguments], stdin=subprocess.DEVNULL, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, timeout=host.deadline(SECONDS))
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, timeout=host.deadline(seconds))
 
 
 def test_build_script_is_idle_when_nothing_changed():
@@ -870,3 +870,30 @@ def test_build_script_prints_the_path_of_a_finished_build_only(tmp_path, monkeyp
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.strip() == "build-qemu: not built yet: run scripts/build-qemu"
     assert not list(tmp_path.iterdir())
+
+
+def test_device_model_has_no_warnings_and_qemus_style():
+    result = build_qemu("--check", seconds=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_build_script_tells_that_no_archive_has_the_source(tmp_path, monkeypatch):
+    programs, cache = tmp_path / "bin", tmp_path / "cache"
+    programs.mkdir()
+    release = "$(. /etc/os-release && echo $VERSION_CODENAME)"
+    for name, script in (("apt-get", f'[ "$1" != indextargets ] || echo "{release} file:/nowhere"'), ("apt-cache", ":")):
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("VVFU_CACHE", str(cache))
+    result = build_qemu("--version=10.2", "--check")
+    assert result.returncode == 3, result.stdout + result.stderr
+    assert result.stderr.strip().endswith("QEMU 10.2: the archive's sid lists no such version, and no source package of it "
+                                          "is in the cache")
+    assert not list(cache.glob("qemu/*-*")), "nothing half made"
+
+
+def test_build_script_refuses_a_version_that_it_does_not_know():
+    result = build_qemu("--version=9.0")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.strip() == "build-qemu: there is no support for QEMU '9.0', see --help"

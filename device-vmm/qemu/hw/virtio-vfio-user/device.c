@@ -13,8 +13,6 @@
 #include "qapi/visitor.h"
 #include "qapi/visitor-impl.h"
 #include "hw/pci/pci_device.h"
-#include "hw/qdev-properties.h"
-#include "hw/qdev-properties-system.h"
 #include "migration/blocker.h"
 #include "system/system.h"
 #include "virtio-vfio-user.h"
@@ -347,7 +345,7 @@ static void vvfu_reset(VirtIODevice *vdev)
     vvfu_notifications_reset(s);
 }
 
-static void vvfu_set_status(VirtIODevice *vdev, uint8_t status)
+static void vvfu_status_changed(VirtIODevice *vdev, uint8_t status)
 {
     VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
 
@@ -371,6 +369,8 @@ static void vvfu_set_status(VirtIODevice *vdev, uint8_t status)
         vvfu_withdraw(s);
     }
 }
+
+VVFU_DEFINE_SET_STATUS(vvfu_set_status, vvfu_status_changed)
 
 /* VIRTIO_F_RING_RESET is not offered, but QEMU lets the guest do it. */
 static void vvfu_queue_reset(VirtIODevice *vdev, uint32_t index)
@@ -442,7 +442,7 @@ static void vvfu_device_instance_init(Object *obj)
     s->peer.fd = -1;
 }
 
-static void vvfu_device_class_init(ObjectClass *klass, void *data)
+static void vvfu_device_class_init(ObjectClass *klass, VvfuClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(klass);
     VirtioDeviceClass *vdc = VIRTIO_DEVICE_CLASS(klass);

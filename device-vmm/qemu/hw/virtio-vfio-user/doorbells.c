@@ -5,7 +5,6 @@
  */
 #include "qemu/osdep.h"
 #include "qemu/units.h"
-#include "exec/memory.h"
 #include "system/kvm.h"
 #include "virtio-vfio-user.h"
 #include "trace.h"

@@ -10,7 +10,6 @@
 #include <poll.h>
 #include <sys/uio.h>
 #include "qemu/main-loop.h"
-#include "exec/memory.h"
 #include "hw/pci/msix.h"
 #include "hw/pci/pci_device.h"
 #include "system/kvm.h"

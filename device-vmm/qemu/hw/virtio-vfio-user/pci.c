@@ -12,7 +12,6 @@
 #include "qapi/error.h"
 #include "hw/core/cpu.h"
 #include "hw/pci/pci_device.h"
-#include "hw/qdev-properties.h"
 #include "virtio-vfio-user.h"
 
 #define VVFU_BAR_INTERRUPTS 0
@@ -77,12 +76,6 @@ static bool vvfu_check_transport(VirtIOPCIProxy *proxy, Error **errp)
                                  VIRTIO_F_IOMMU_PLATFORM)) {
         error_setg(errp, "virtio-vfio-user: iommu_platform=off is not "
                          "possible: the guest driver uses the IOMMU");
-        return false;
-    }
-    if (pci_is_express(PCI_DEVICE(proxy))) {
-        error_setg(errp, "virtio-vfio-user: x-disable-pcie=off is not "
-                         "possible: 256 bytes of configuration space do not "
-                         "hold the PCI Express capabilities too");
         return false;
     }
     return true;
@@ -321,7 +314,20 @@ static const Property vvfu_pci_properties[] = {
                     VIRTIO_PCI_FLAG_USE_IOEVENTFD_BIT, true),
 };
 
-static void vvfu_pci_class_init(ObjectClass *klass, void *data)
+static DeviceRealize vvfu_parent_dc_realize;
+
+/*
+ * The virtio transport made it a PCI Express function just now. It is none,
+ * behind a root port either: 256 bytes of configuration space do not hold the
+ * capabilities of one too.
+ */
+static void vvfu_dc_realize(DeviceState *qdev, Error **errp)
+{
+    PCI_DEVICE(qdev)->cap_present &= ~QEMU_PCI_CAP_EXPRESS;
+    vvfu_parent_dc_realize(qdev, errp);
+}
+
+static void vvfu_pci_class_init(ObjectClass *klass, VvfuClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(klass);
     VirtioPCIClass *k = VIRTIO_PCI_CLASS(klass);
@@ -332,6 +338,8 @@ static void vvfu_pci_class_init(ObjectClass *klass, void *data)
     set_bit(DEVICE_CATEGORY_MISC, dc->categories);
     device_class_set_props(dc, vvfu_pci_properties);
     k->realize = vvfu_pci_realize;
+    vvfu_parent_dc_realize = k->parent_dc_realize;
+    k->parent_dc_realize = vvfu_dc_realize;
     pcidev_k->exit = vvfu_pci_exit;
     pcidev_k->class_id = PCI_CLASS_OTHERS;
 }
@@ -344,8 +352,6 @@ static void vvfu_pci_instance_init(Object *obj)
                                 TYPE_VIRTIO_VFIO_USER);
     object_property_set_bool(OBJECT(&dev->vdev), "iommu_platform", true,
                              &error_abort);
-    /* Behind a root port too: see vvfu_check_transport(). */
-    VIRTIO_PCI(obj)->flags |= VIRTIO_PCI_FLAG_DISABLE_PCIE;
 }
 
 static void vvfu_pci_instance_finalize(Object *obj)

@@ -11,7 +11,6 @@
 #include "qemu/ctype.h"
 #include "qemu/cutils.h"
 #include "qemu/main-loop.h"
-#include "qemu/sockets.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
 #include "monitor/monitor.h"
@@ -599,7 +598,7 @@ static bool vvfu_take_listener(VirtioVfioUser *s, Error **errp)
         }
         return false;
     }
-    qemu_socket_set_nonblock(fd);
+    g_unix_set_fd_nonblocking(fd, true, NULL);
     qemu_set_cloexec(fd);
     s->peer.listener = fd;
     s->peer.listener_passed = true;

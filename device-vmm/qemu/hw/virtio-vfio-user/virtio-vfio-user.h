@@ -22,6 +22,7 @@
 #include "qapi/qapi-types-sockets.h"
 #include "qom/object.h"
 #include "arena.h"
+#include "compat.h"
 #include "registers.h"
 #include "vvfu/core/vvfu_core.h"
 

@@ -11,7 +11,6 @@
 #include "qemu/host-utils.h"
 #include "qemu/units.h"
 #include "qapi/error.h"
-#include "exec/memory.h"
 #include "virtio-vfio-user.h"
 #include "trace.h"
 
