@@ -300,6 +300,23 @@ def test_hot_plug_and_unplug(tmp_path, path):
         assert machine.property("session-state") == "no driver"
 
 
+# ---- queues ----
+
+def test_packed_rings(tmp_path, path):
+    with Machine(tmp_path / "qemu.log", ["-device", device_option(socket=str(path), packed=True)]) as machine:
+        driver = drv.Driver(machine)
+        driver.initialise(packed=True)
+        driver.register()
+        with driver.session(path) as peer:
+            for value in range(5 * drv.QUEUE_SIZE):  # several times around each ring
+                peer.send(client.REGION_READ, struct.pack("=QII", 4 * (value % 64), 0, 4))
+                request = driver.expect(drv.REGION_READ)
+                driver.reply(request, request.payload + struct.pack("<I", value))
+                assert peer.receive()[2][16:] == struct.pack("=I", value)
+                assert driver.control(drv.IRQ_TRIGGER, struct.pack("<II", 2, 99), epoch=1).status == drv.NOT_FOUND
+        driver.end_session()
+
+
 # ---- sessions ----
 
 def test_state_properties_follow_the_session(machine, driver, session):

@@ -14,11 +14,12 @@ BUFFER_SIZE = 8192
 CONTROL, REQUEST, REPLY = 0, 1, 2
 
 DEVICE_INFO, PEER, FEATURE_BITS, MEMORY_INFO, REGION_READ, REGION_WRITE = 1, 2, 3, 4, 5, 6
-IRQ_INFO, DEVICE_RESET, PEER_CLOSE = 8, 9, 15
+IRQ_INFO, DEVICE_RESET, IRQ_TRIGGER, PEER_CLOSE = 8, 9, 14, 15
+NOT_FOUND = 5
 FLAG_REPLY = 1
 HEADER = struct.Struct("<HHIQIIQ")
 
-VERSION_1, ACCESS_PLATFORM, RING_RESET = 32, 33, 40
+VERSION_1, ACCESS_PLATFORM, RING_PACKED, RING_RESET = 32, 33, 34, 40
 
 
 class Message:
@@ -116,6 +117,47 @@ class RootPort(Function):
         self.set_config(self.slot_control, 0x0100 if on else 0x0700, 2)
 
 
+class PackedQueue:
+    """The same with a packed virtqueue. IDs of chains are as the heads above, so that the n-th is of the n-th buffer."""
+    AVAIL, USED = 1 << 7, 1 << 15
+
+    def __init__(self, machine, base):
+        self.machine = machine
+        self.descriptors, self.available, self.used = base, base + 0x400, base + 0x800
+        machine.write(base, bytes(0x1000))
+        self.produced = 0
+        self.lengths = {}
+        self.next, self.next_used = 0, 0  # they count on; the wrap counters follow from them
+
+    @staticmethod
+    def wrap_counter(position):
+        return position // QUEUE_SIZE % 2 == 0
+
+    def add(self, *buffers):
+        identifier = (self.produced * 2) % QUEUE_SIZE
+        first = self.next
+        # The first descriptor makes the chain available.
+        for i, (address, size, writes) in reversed(list(enumerate(buffers))):
+            position = first + i
+            flags = (1 if i + 1 < len(buffers) else 0) | (2 if writes else 0)
+            flags |= self.AVAIL if self.wrap_counter(position) else self.USED
+            self.machine.write(self.descriptors + 16 * (position % QUEUE_SIZE),
+                               struct.pack("<QIHH", address, size, identifier, flags))
+        self.next += len(buffers)
+        self.lengths[identifier] = len(buffers)
+        self.produced += 1
+        return identifier
+
+    def take(self):
+        entry = self.machine.read(self.descriptors + 16 * (self.next_used % QUEUE_SIZE), 16)
+        _, size, identifier, flags = struct.unpack("<QIHH", entry)
+        wanted = self.AVAIL | self.USED if self.wrap_counter(self.next_used) else 0
+        if flags & (self.AVAIL | self.USED) != wanted or self.next_used == self.next:
+            return None
+        self.next_used += self.lengths.pop(identifier)
+        return identifier, size
+
+
 class Driver(Function):
     def __init__(self, machine, slot=4, bus=0):
         super().__init__(machine, slot, bus)
@@ -196,19 +238,19 @@ class Driver(Function):
             self.common(8, 4, select)
             self.common(0xC, 4, features >> 32 * select & 0xFFFFFFFF)
 
-    def initialise(self):
+    def initialise(self, packed=False):
         """Specification section 7, up to DRIVER_OK."""
         self.doorbells = self.address(6)
         self.notifications = self.address(7)
         self.window = self.address(8, 0)
         self.reset()
         self.common(0x14, 1, 3)
-        self.write_features(3 << 32)  # VERSION_1 and ACCESS_PLATFORM
+        self.write_features(1 << VERSION_1 | 1 << ACCESS_PLATFORM | packed << RING_PACKED)
         self.common(0x14, 1, 0xB)
         assert self.status() == 0xB
         self.queues = []
         for index in range(3):
-            queue = Queue(self.machine, RAM + 0x1000 * index)
+            queue = (PackedQueue if packed else Queue)(self.machine, RAM + 0x1000 * index)
             self.common(0x16, 2, index)
             self.common(0x18, 2, QUEUE_SIZE)
             for offset, address in ((0x20, queue.descriptors), (0x28, queue.available), (0x30, queue.used)):
