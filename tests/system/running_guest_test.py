@@ -18,7 +18,7 @@ MSI_ADDRESS = 0xFEE00000  # the first CPU's local APIC
 VECTOR = 0x41
 WINDOW = 0xD0000000  # the guest has no paging
 MIB = 1 << 20
-UNPLUGS = 60
+UNPLUGS = 40
 
 
 def kvm_runs_guests():

@@ -317,22 +317,16 @@ static void vvfu_withdraw(VirtioVfioUser *s)
 {
     bool core_knew = s->core_knows_broken;
 
-    vvfu_queues_drop_chains(s);
-    s->notify_queues = 0;
+    vvfu_queues_stop(s);
     s->core_knows_broken = true; /* what follows says it */
-    if (s->in_core) {
-        /* The guest aimed its DMA at a register that resets the function. */
-        s->reset_in_core = true;
-    } else {
-        /*
-         *= VVFU-INIT-3
-         *# The device MUST end the session, withdraw the emulated device and
-         *# forget all outstanding requests when the driver resets it.
-         */
-        vvfu_enter(s);
-        vvfu_core_driver_reset(s->core, vvfu_now());
-        vvfu_leave(s);
-    }
+    /*
+     *= VVFU-INIT-3
+     *# The device MUST end the session, withdraw the emulated device and
+     *# forget all outstanding requests when the driver resets it.
+     */
+    vvfu_enter(s);
+    vvfu_core_driver_reset(s->core, vvfu_now());
+    vvfu_leave(s);
     s->core_knows_broken = core_knew;
 }
 
@@ -342,6 +336,7 @@ static void vvfu_reset(VirtIODevice *vdev)
 
     vvfu_withdraw(s);
     s->core_knows_broken = false; /* the virtio core mends the device next */
+    s->break_pending = false;
     vvfu_notifications_reset(s);
 }
 
@@ -350,8 +345,9 @@ static void vvfu_status_changed(VirtIODevice *vdev, uint8_t status)
     VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
 
     /* Also called when the VM stops and goes on, with an unchanged status. */
-    if ((status & ~vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) && !s->in_core &&
-        vvfu_features_fit(s)) {
+    if ((status & ~vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) &&
+        (status & VIRTIO_CONFIG_S_FEATURES_OK) && vvfu_features_fit(s)) {
+        vvfu_queues_start(s);
         vvfu_enter(s);
         vvfu_core_driver_ok(s->core, vvfu_now());
         vvfu_leave(s);
@@ -375,8 +371,8 @@ VVFU_DEFINE_SET_STATUS(vvfu_set_status, vvfu_status_changed)
 /* VIRTIO_F_RING_RESET is not offered, but QEMU lets the guest do it. */
 static void vvfu_queue_reset(VirtIODevice *vdev, uint32_t index)
 {
-    if (index == VVFU_QUEUE_CONTROL) {
-        vvfu_queues_drop_chains(VIRTIO_VFIO_USER(vdev));
+    if (index < VVFU_QUEUES) {
+        vvfu_queue_drop_chains(VIRTIO_VFIO_USER(vdev), index);
     }
 }
 

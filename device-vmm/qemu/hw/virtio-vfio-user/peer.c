@@ -186,10 +186,8 @@ static size_t vvfu_received_fds(struct msghdr *header, int *fds)
 static void vvfu_connection_ended(VirtioVfioUser *s, int error)
 {
     trace_virtio_vfio_user_connection_error(error);
-    vvfu_enter(s);
     vvfu_core_peer_closed(s->core, vvfu_now(), error);
     vvfu_close_peer(s);
-    vvfu_leave(s);
 }
 
 /* False: nothing more to receive now. */
@@ -236,10 +234,8 @@ static bool vvfu_receive(VirtioVfioUser *s)
         return false;
     }
     trace_virtio_vfio_user_receive(ret, nfds);
-    vvfu_enter(s);
     vvfu_core_peer_data(s->core, vvfu_now(), s->peer.receive_buffer, ret, fds,
                         nfds);
-    vvfu_leave(s);
     /*
      * The kernel stops behind fds. Less than asked for without any is most
      * likely all there is; the main loop asks again.
@@ -252,15 +248,15 @@ static void vvfu_peer_readable(void *opaque)
     VirtioVfioUser *s = opaque;
     int fd = s->peer.fd;
 
-    object_ref(OBJECT(s->pci));
+    vvfu_enter(s);
     for (int i = 0; i < VVFU_MAX_RECEIVES; i++) {
-        /* The connection may have ended, or have a successor. */
-        if (s->unrealized || s->peer.fd != fd || fd < 0 ||
+        /* The connection may have ended. */
+        if (s->peer.fd != fd || fd < 0 ||
             !vvfu_core_wants_peer_data(s->core) || !vvfu_receive(s)) {
             break;
         }
     }
-    object_unref(OBJECT(s->pci));
+    vvfu_leave(s);
 }
 
 static void vvfu_peer_writable(void *opaque)
@@ -353,23 +349,21 @@ static void vvfu_serve(VirtioVfioUser *s, int fd)
         close(fd);
         return;
     }
-    vvfu_enter(s);
     ret = vvfu_core_peer_connected(s->core, vvfu_now(), credentials.pid,
                                    credentials.uid, credentials.gid);
     trace_virtio_vfio_user_accept(fd, credentials.pid, ret);
-    if (ret == 0 && s->peer.fd < 0 && !s->unrealized) {
+    if (ret == 0 && s->peer.fd < 0) {
         s->peer.fd = fd;
     } else {
         close(fd);
     }
-    vvfu_leave(s);
 }
 
 static void vvfu_acceptable(void *opaque)
 {
     VirtioVfioUser *s = opaque;
 
-    object_ref(OBJECT(s->pci));
+    vvfu_enter(s);
     for (int i = 0; i < VVFU_MAX_ACCEPTS && s->peer.listening; i++) {
         int fd;
 
@@ -398,7 +392,7 @@ static void vvfu_acceptable(void *opaque)
         }
         break;
     }
-    object_unref(OBJECT(s->pci));
+    vvfu_leave(s);
 }
 
 /* ---- listening ---- */

@@ -12,7 +12,7 @@
 #include "trace.h"
 
 /*
- * Rounds of "flush, tell the core" in one vvfu_leave(); the main loop does
+ * Rounds of "carry out, tell the core" in one vvfu_settle(); the main loop does
  * the rest.
  */
 #define VVFU_MAX_ROUNDS 16
@@ -34,9 +34,7 @@ static void vvfu_device_broken(void *opaque, const char *reason)
 
     trace_virtio_vfio_user_broken(reason);
     s->core_knows_broken = true;
-    if (!s->unrealized) {
-        vvfu_mark_broken(s);
-    }
+    s->break_pending = true;
 }
 
 static void vvfu_log(void *opaque, int level, const char *text)
@@ -93,25 +91,14 @@ static const VvfuPortOps vvfu_port_ops = {
     .state_changed = vvfu_state_changed,
 };
 
-/*
- * A guest can make its own DMA reach this function's registers. QEMU's guard
- * refuses that while a call is in progress: the core is not reentrant.
- */
-static void vvfu_core_begin(VirtioVfioUser *s)
+void vvfu_core_begin(VirtioVfioUser *s)
 {
-    DeviceState *pci = DEVICE(s->pci);
-
     assert(!s->in_core);
     s->in_core = true;
-    s->saved_engaged_in_io = pci->mem_reentrancy_guard.engaged_in_io;
-    pci->mem_reentrancy_guard.engaged_in_io = true;
 }
 
-static void vvfu_core_end(VirtioVfioUser *s)
+void vvfu_core_end(VirtioVfioUser *s)
 {
-    DeviceState *pci = DEVICE(s->pci);
-
-    pci->mem_reentrancy_guard.engaged_in_io = s->saved_engaged_in_io;
     s->in_core = false;
 }
 
@@ -120,6 +107,13 @@ void vvfu_enter(VirtioVfioUser *s)
     /* s lives inside of the PCI function. */
     object_ref(OBJECT(s->pci));
     vvfu_core_begin(s);
+}
+
+void vvfu_leave(VirtioVfioUser *s)
+{
+    vvfu_core_end(s);
+    vvfu_settle(s);
+    object_unref(OBJECT(s->pci));
 }
 
 static void vvfu_arm_deadline(VirtioVfioUser *s)
@@ -141,14 +135,10 @@ static bool vvfu_after_flush(VirtioVfioUser *s, VvfuFlush result)
 {
     switch (result) {
     case VVFU_FLUSH_DRAINED:
-        vvfu_core_begin(s);
         vvfu_core_send_drained(s->core, vvfu_now());
-        vvfu_core_end(s);
         return true;
     case VVFU_FLUSH_FAILED:
-        vvfu_core_begin(s);
         vvfu_core_peer_closed(s->core, vvfu_now(), s->peer.error);
-        vvfu_core_end(s);
         vvfu_close_peer(s);
         return true;
     default:
@@ -156,85 +146,53 @@ static bool vvfu_after_flush(VirtioVfioUser *s, VvfuFlush result)
     }
 }
 
-/* True when the guest reset the device inside the call, see vvfu_reset(). */
-static bool vvfu_late_reset(VirtioVfioUser *s)
+static void vvfu_settle_peer(VirtioVfioUser *s)
 {
-    if (!s->reset_in_core) {
-        return false;
-    }
-    s->reset_in_core = false;
+    bool more = true;
+
     vvfu_core_begin(s);
-    vvfu_core_driver_reset(s->core, vvfu_now());
+    for (int round = 0; more && round < VVFU_MAX_ROUNDS; round++) {
+        /* Memory first: a reply can promise that it is gone. */
+        vvfu_transaction_end(s);
+        more = vvfu_after_flush(s, vvfu_peer_flush(s));
+    }
+    vvfu_transaction_end(s);
+    vvfu_peer_rearm(s);
+    vvfu_arm_deadline(s);
     vvfu_core_end(s);
-    return true;
+}
+
+static void vvfu_check_broken(VirtioVfioUser *s)
+{
+    if (VIRTIO_DEVICE(s)->broken && !s->core_knows_broken) {
+        s->core_knows_broken = true;
+        vvfu_core_begin(s);
+        vvfu_core_log(s->core, vvfu_now(), VVFU_LOG_ERROR, "a queue broke",
+                      "the guest's virtqueues are malformed: the session ends "
+                      "until the guest resets the device");
+        vvfu_core_driver_reset(s->core, vvfu_now());
+        vvfu_core_end(s);
+    }
 }
 
 /*
  * Interrupts go where the guest says, config space of the slot included: the
  * device may be unplugged behind each of these steps.
  */
-static void vvfu_settle(VirtioVfioUser *s)
+void vvfu_settle(VirtioVfioUser *s)
 {
     bool more = true;
 
+    trace_virtio_vfio_user_settle();
     for (int round = 0; more && round < VVFU_MAX_ROUNDS; round++) {
-        /* Memory first: a DMA_UNMAP reply promises that it is gone. */
-        vvfu_transaction_end(s);
-        vvfu_queues_notify(s);
-        if (s->unrealized) {
-            return;
+        if (!s->unrealized) {
+            vvfu_check_broken(s);
+            vvfu_settle_peer(s);
         }
-        more = vvfu_late_reset(s);
-        if (s->unrealized) {
-            return;
-        }
-        more |= vvfu_after_flush(s, vvfu_peer_flush(s));
-        if (s->unrealized) {
-            return;
-        }
+        more = vvfu_queues_settle(s);
     }
-    vvfu_transaction_end(s);
-    vvfu_queues_notify(s);
-    if (!s->unrealized) {
-        vvfu_peer_rearm(s);
-        vvfu_arm_deadline(s);
-    }
-}
-
-static void vvfu_core_destroy(VirtioVfioUser *s)
-{
-    vvfu_core_begin(s);
-    vvfu_core_free(s->core);
-    vvfu_core_end(s);
-    s->core = NULL;
-    vvfu_transaction_end(s);
-}
-
-void vvfu_leave(VirtioVfioUser *s)
-{
-    vvfu_core_end(s);
-    if (!s->unrealized) {
-        vvfu_settle(s);
-    }
-    if (!s->unrealized) {
-        vvfu_check_broken(s);
-    }
-    if (s->unrealized && s->core) {
-        vvfu_core_destroy(s); /* vvfu_core_stop() could not do it */
-    }
-    object_unref(OBJECT(s->pci));
-}
-
-void vvfu_check_broken(VirtioVfioUser *s)
-{
-    if (VIRTIO_DEVICE(s)->broken && !s->core_knows_broken) {
-        s->core_knows_broken = true;
-        vvfu_core_log(s->core, vvfu_now(), VVFU_LOG_ERROR, "a queue broke",
-                      "the guest's virtqueues are malformed: the session ends "
-                      "until the guest resets the device");
-        vvfu_enter(s);
-        vvfu_core_driver_reset(s->core, vvfu_now());
-        vvfu_leave(s);
+    if (more && !s->unrealized) {
+        qemu_bh_schedule(s->resume);
     }
 }
 
@@ -277,8 +235,10 @@ void vvfu_core_stop(VirtioVfioUser *s)
 {
     timer_free(s->deadline);
     s->deadline = NULL;
-    if (!s->in_core) {
-        vvfu_core_destroy(s);
-    }
+    vvfu_core_begin(s);
+    vvfu_core_free(s->core);
+    s->core = NULL;
     s->unrealized = true;
+    vvfu_transaction_end(s);
+    vvfu_core_end(s);
 }

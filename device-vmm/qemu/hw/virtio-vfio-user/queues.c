@@ -3,18 +3,90 @@
  *
  * virtio-vfio-user: the virtqueues. What a guest provides is copied once into
  * private memory; the core sees only the copy.
+ *
+ * Rings and buffers are wherever the guest says, registers of any device
+ * included, so nothing here is done while a call of the core is in progress:
+ * chains are taken before, and what the core did with them is settled after.
  */
 #include "qemu/osdep.h"
 #include "qemu/iov.h"
 #include "qemu/units.h"
+#include "hw/pci/pci_device.h"
 #include "virtio-vfio-user.h"
 #include "trace.h"
 
-/* A controlq chain that the core has not answered yet. */
+/* A chain that the core may fill, or has filled. */
 typedef struct VvfuChain {
-    uint64_t token;
+    QSIMPLEQ_ENTRY(VvfuChain) next;
+    unsigned queue;
+    uint64_t token; /* of a controlq chain */
     VirtQueueElement *element;
+    size_t written;
 } VvfuChain;
+
+/* ---- taking ---- */
+
+/*
+ *= VVFU-INIT-4
+ *# The device MUST NOT take buffers from a queue unless FEATURES_OK and
+ *# DRIVER_OK are set.
+ */
+static bool vvfu_may_take(VirtioVfioUser *s)
+{
+    return s->driver_ok && !s->unrealized && !s->break_pending &&
+           !VIRTIO_DEVICE(s)->broken;
+}
+
+static void vvfu_want_kicks(VirtioVfioUser *s, unsigned queue, bool on)
+{
+    if (s->want_kicks[queue] != on) {
+        s->want_kicks[queue] = on;
+        trace_virtio_vfio_user_kicks(queue, on);
+        virtio_queue_set_notification(s->queues[queue], on);
+    }
+}
+
+/*
+ * The next chain, or NULL: the guest kicks when there is one, if it is asked
+ * to. As long as there are chains kicks say nothing new.
+ */
+static VirtQueueElement *vvfu_pop(VirtioVfioUser *s, unsigned queue, bool ask)
+{
+    VirtQueue *vq = s->queues[queue];
+    VirtQueueElement *element = virtqueue_pop(vq, sizeof(VirtQueueElement));
+
+    if (!element && ask && vvfu_may_take(s)) {
+        vvfu_want_kicks(s, queue, true);
+        /* It may have come before the guest could see that. */
+        element = virtqueue_pop(vq, sizeof(VirtQueueElement));
+    }
+    if (element) {
+        vvfu_want_kicks(s, queue, false);
+    }
+    return element;
+}
+
+static void vvfu_detach(VirtioVfioUser *s, unsigned queue,
+                        VirtQueueElement *element)
+{
+    virtqueue_detach_element(s->queues[queue], element, 0);
+    g_free(element);
+}
+
+static VvfuChain *vvfu_chain_new(unsigned queue, VirtQueueElement *element)
+{
+    VvfuChain *chain = g_new0(VvfuChain, 1);
+
+    chain->queue = queue;
+    chain->element = element;
+    return chain;
+}
+
+static void vvfu_chain_drop(VirtioVfioUser *s, VvfuChain *chain)
+{
+    vvfu_detach(s, chain->queue, chain->element);
+    g_free(chain);
+}
 
 /* Returns the length of the copy in s->message, or -1: the device is broken. */
 static ssize_t vvfu_copy_message(VirtioVfioUser *s, VirtQueueElement *element)
@@ -33,160 +105,147 @@ static ssize_t vvfu_copy_message(VirtioVfioUser *s, VirtQueueElement *element)
     return iov_to_buf(element->out_sg, element->out_num, 0, s->message, length);
 }
 
-static void vvfu_detach(VirtQueue *vq, VirtQueueElement *element)
-{
-    virtqueue_detach_element(vq, element, 0);
-    g_free(element);
-}
-
-static void vvfu_control_chain(VirtioVfioUser *s, VirtQueue *vq,
-                               VirtQueueElement *element)
+static void vvfu_control_chain(VirtioVfioUser *s, VirtQueueElement *element)
 {
     size_t capacity = iov_size(element->in_sg, element->in_num);
     ssize_t length = vvfu_copy_message(s, element);
     VvfuChain *chain;
 
     if (length < 0) {
-        vvfu_detach(vq, element);
+        vvfu_detach(s, VVFU_QUEUE_CONTROL, element);
         return;
     }
-    chain = g_new(VvfuChain, 1);
+    chain = vvfu_chain_new(VVFU_QUEUE_CONTROL, element);
     chain->token = ++s->last_token;
-    chain->element = element;
-    g_hash_table_insert(s->control_chains, &chain->token, chain);
     trace_virtio_vfio_user_control_request(chain->token, length, capacity);
-    vvfu_enter(s);
+    vvfu_core_begin(s);
+    g_hash_table_insert(s->control_chains, &chain->token, chain);
     vvfu_core_control_request(s->core, vvfu_now(), s->last_token, s->message,
                               length, capacity);
-    vvfu_leave(s);
+    vvfu_core_end(s);
 }
 
-static void vvfu_reply_chain(VirtioVfioUser *s, VirtQueue *vq,
-                             VirtQueueElement *element)
+static void vvfu_reply_chain(VirtioVfioUser *s, VirtQueueElement *element)
 {
     ssize_t length = vvfu_copy_message(s, element);
 
     if (length < 0) {
-        vvfu_detach(vq, element);
+        vvfu_detach(s, VVFU_QUEUE_REPLY, element);
         return;
     }
-    virtqueue_push(vq, element, 0);
+    virtqueue_push(s->queues[VVFU_QUEUE_REPLY], element, 0);
     g_free(element);
     s->notify_queues |= BIT(VVFU_QUEUE_REPLY);
     trace_virtio_vfio_user_reply(length);
-    vvfu_enter(s);
+    if (!vvfu_may_take(s)) {
+        return; /* the guest ended it with that write */
+    }
+    vvfu_core_begin(s);
     vvfu_core_reply(s->core, vvfu_now(), VVFU_QUEUE_REPLY, s->message, length);
-    vvfu_leave(s);
+    vvfu_core_end(s);
 }
-
-typedef void VvfuChainHandler(VirtioVfioUser *, VirtQueue *,
-                              VirtQueueElement *);
 
 /*
- *= VVFU-INIT-4
- *# The device MUST NOT take buffers from a queue unless FEATURES_OK and
- *# DRIVER_OK are set.
+ * A guest can make its own DMA reach this function's registers, this code
+ * included. QEMU's guard refuses most of it; in_queues does the rest.
  */
-static bool vvfu_may_take(VirtioVfioUser *s)
+static bool vvfu_queues_begin(VirtioVfioUser *s)
 {
-    const uint8_t both =
-        VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+    DeviceState *pci = DEVICE(s->pci);
 
-    /* In a call: a guest's DMA made this kick; the next one counts. */
-    return !s->in_core && !s->unrealized &&
-           (VIRTIO_DEVICE(s)->status & both) == both;
-}
-
-/* Takes at most one queue full, so that a guest cannot keep QEMU here. */
-static void vvfu_take_chains(VirtioVfioUser *s, VirtQueue *vq,
-                             VvfuChainHandler *handle)
-{
-    VirtIODevice *vdev = VIRTIO_DEVICE(s);
-    VirtQueueElement *element;
-    bool more = true;
-
-    if (!vvfu_may_take(s)) {
-        return;
+    if (s->in_queues || s->unrealized) {
+        return false;
     }
     object_ref(OBJECT(s->pci));
-    for (int i = 0; i < VVFU_QUEUE_SIZE && !vdev->broken; i++) {
-        element = virtqueue_pop(vq, sizeof(VirtQueueElement));
-        if (!element) {
-            more = false;
-            break;
-        }
-        handle(s, vq, element);
-        if (s->unrealized) {
-            break; /* the queue is gone */
-        }
-    }
-    if (!s->unrealized) {
-        vvfu_check_broken(s);
-    }
-    if (more && !s->unrealized) {
-        qemu_bh_schedule(s->resume);
+    s->in_queues = true;
+    s->saved_engaged_in_io = pci->mem_reentrancy_guard.engaged_in_io;
+    pci->mem_reentrancy_guard.engaged_in_io = true;
+    return true;
+}
+
+static void vvfu_queues_end(VirtioVfioUser *s)
+{
+    DeviceState *pci = DEVICE(s->pci);
+
+    pci->mem_reentrancy_guard.engaged_in_io = s->saved_engaged_in_io;
+    s->in_queues = false;
+    if (s->unrealized) {
+        vvfu_queues_cleanup(s); /* it was too early */
     }
     object_unref(OBJECT(s->pci));
 }
 
-static void vvfu_control_kicked(VirtIODevice *vdev, VirtQueue *vq)
-{
-    vvfu_take_chains(VIRTIO_VFIO_USER(vdev), vq, vvfu_control_chain);
-}
+typedef void VvfuChainHandler(VirtioVfioUser *, VirtQueueElement *);
 
-static void vvfu_reply_kicked(VirtIODevice *vdev, VirtQueue *vq)
+/* Takes at most one queue full, so that a guest cannot keep QEMU here. */
+static void vvfu_take_chains(VirtioVfioUser *s, unsigned queue,
+                             VvfuChainHandler *handle)
 {
-    vvfu_take_chains(VIRTIO_VFIO_USER(vdev), vq, vvfu_reply_chain);
-}
+    VirtQueueElement *element;
 
-static void vvfu_request_kicked(VirtIODevice *vdev, VirtQueue *vq)
-{
-    VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
-
-    if (!vvfu_may_take(s)) {
-        return;
+    for (int i = 0; i < VVFU_QUEUE_SIZE; i++) {
+        element = vvfu_may_take(s) ? vvfu_pop(s, queue, true) : NULL;
+        if (!element) {
+            return;
+        }
+        handle(s, element);
     }
-    vvfu_enter(s);
-    vvfu_core_request_buffers(s->core, vvfu_now(), VVFU_QUEUE_REQUEST);
-    vvfu_leave(s);
+    if (!s->unrealized) {
+        qemu_bh_schedule(s->resume);
+    }
+}
+
+static void vvfu_serve_queues(VirtioVfioUser *s, uint32_t queues)
+{
+    object_ref(OBJECT(s->pci));
+    if (vvfu_queues_begin(s)) {
+        if (queues & BIT(VVFU_QUEUE_CONTROL)) {
+            vvfu_take_chains(s, VVFU_QUEUE_CONTROL, vvfu_control_chain);
+        }
+        if (queues & BIT(VVFU_QUEUE_REPLY)) {
+            vvfu_take_chains(s, VVFU_QUEUE_REPLY, vvfu_reply_chain);
+        }
+        vvfu_queues_end(s);
+        vvfu_settle(s);
+    } else if (!s->unrealized) {
+        qemu_bh_schedule(s->resume); /* a kick by the guest's DMA */
+    }
+    object_unref(OBJECT(s->pci));
+}
+
+static void vvfu_kicked(VirtIODevice *vdev, VirtQueue *vq)
+{
+    vvfu_serve_queues(VIRTIO_VFIO_USER(vdev), BIT(virtio_get_queue_index(vq)));
 }
 
 void vvfu_queues_run(VirtioVfioUser *s)
 {
-    VirtIODevice *vdev = VIRTIO_DEVICE(s);
-
-    if (!vdev->broken && vvfu_may_take(s)) {
-        object_ref(OBJECT(s->pci));
-        vvfu_control_kicked(vdev, s->queues[VVFU_QUEUE_CONTROL]);
-        vvfu_reply_kicked(vdev, s->queues[VVFU_QUEUE_REPLY]);
-        object_unref(OBJECT(s->pci));
-    }
+    vvfu_serve_queues(s, BIT(VVFU_QUEUE_CONTROL) | BIT(VVFU_QUEUE_REPLY));
 }
+
+/* ---- what the core does with chains: in a call of it ---- */
 
 int vvfu_push_request(void *opaque, unsigned queue, const void *message,
                       size_t length)
 {
     VirtioVfioUser *s = opaque;
-    VirtQueue *vq = s->queues[VVFU_QUEUE_REQUEST];
-    VirtQueueElement *element = NULL;
-    size_t copied;
+    VvfuChain *chain = QSIMPLEQ_FIRST(&s->request_buffers);
+    VirtQueueElement *element;
     int ret = 0;
 
-    if (queue == VVFU_QUEUE_REQUEST && !s->unrealized && !s->reset_in_core) {
-        element = virtqueue_pop(vq, sizeof(VirtQueueElement));
-    }
-    if (!element) {
+    if (queue != VVFU_QUEUE_REQUEST || !chain) {
         trace_virtio_vfio_user_request(length, -EAGAIN);
         return -EAGAIN;
     }
+    QSIMPLEQ_REMOVE_HEAD(&s->request_buffers, next);
+    element = chain->element;
     if (iov_size(element->in_sg, element->in_num) < length) {
         length = 0;
         ret = -EMSGSIZE;
     }
-    copied = iov_from_buf(element->in_sg, element->in_num, 0, message, length);
-    virtqueue_push(vq, element, copied);
-    g_free(element);
-    s->notify_queues |= BIT(VVFU_QUEUE_REQUEST);
+    chain->written =
+        iov_from_buf(element->in_sg, element->in_num, 0, message, length);
+    QSIMPLEQ_INSERT_TAIL(&s->used_chains, chain, next);
     trace_virtio_vfio_user_request(length, ret);
     return ret;
 }
@@ -195,79 +254,177 @@ void vvfu_complete_control(void *opaque, uint64_t token, const void *reply,
                            size_t length)
 {
     VirtioVfioUser *s = opaque;
-    VirtQueue *vq = s->queues[VVFU_QUEUE_CONTROL];
-    VvfuChain *chain;
+    VvfuChain *chain = g_hash_table_lookup(s->control_chains, &token);
     VirtQueueElement *element;
-    size_t copied;
 
     trace_virtio_vfio_user_control_complete(token, length);
-    if (s->unrealized) {
-        return;
-    }
-    chain = g_hash_table_lookup(s->control_chains, &token);
     if (!chain) {
         return; /* the queue was reset meanwhile */
     }
-    element = chain->element;
     g_hash_table_remove(s->control_chains, &token);
-    copied = iov_from_buf(element->in_sg, element->in_num, 0, reply, length);
-    virtqueue_push(vq, element, copied);
-    g_free(element);
-    s->notify_queues |= BIT(VVFU_QUEUE_CONTROL);
+    element = chain->element;
+    chain->written =
+        iov_from_buf(element->in_sg, element->in_num, 0, reply, length);
+    QSIMPLEQ_INSERT_TAIL(&s->used_chains, chain, next);
 }
 
-void vvfu_queues_drop_chains(VirtioVfioUser *s)
+/* ---- settling ---- */
+
+static void vvfu_push_used(VirtioVfioUser *s)
 {
-    GHashTableIter iter;
-    gpointer value;
+    VvfuChain *chain;
 
-    g_hash_table_iter_init(&iter, s->control_chains);
-    while (g_hash_table_iter_next(&iter, NULL, &value)) {
-        VvfuChain *chain = value;
-
-        vvfu_detach(s->queues[VVFU_QUEUE_CONTROL], chain->element);
-        g_hash_table_iter_remove(&iter);
+    while (!s->unrealized && (chain = QSIMPLEQ_FIRST(&s->used_chains))) {
+        QSIMPLEQ_REMOVE_HEAD(&s->used_chains, next);
+        virtqueue_push(s->queues[chain->queue], chain->element,
+                       chain->written);
+        s->notify_queues |= BIT(chain->queue);
+        g_free(chain->element);
+        g_free(chain);
     }
 }
 
-/* One interrupt per queue and call, however many buffers were used. */
-void vvfu_queues_notify(VirtioVfioUser *s)
+/* One interrupt per queue, however many buffers were used. */
+static void vvfu_queues_notify(VirtioVfioUser *s)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
 
     /* The interrupt can be what unplugs the device. */
     for (unsigned i = 0; i < VVFU_QUEUES && !s->unrealized; i++) {
         if (s->notify_queues & BIT(i)) {
+            s->notify_queues &= ~BIT(i);
             virtio_notify(vdev, s->queues[i]);
         }
     }
-    s->notify_queues = 0;
+}
+
+/* All that the guest has posted. True if there are new ones. */
+static bool vvfu_take_buffers(VirtioVfioUser *s)
+{
+    VirtQueueElement *element;
+    VvfuChain *chain;
+    bool taken = false;
+
+    for (int i = 0; i < VIRTQUEUE_MAX_SIZE && vvfu_may_take(s); i++) {
+        element = vvfu_pop(s, VVFU_QUEUE_REQUEST,
+                           QSIMPLEQ_EMPTY(&s->request_buffers));
+        if (!element) {
+            break;
+        }
+        chain = vvfu_chain_new(VVFU_QUEUE_REQUEST, element);
+        QSIMPLEQ_INSERT_TAIL(&s->request_buffers, chain, next);
+        taken = true;
+    }
+    return taken;
+}
+
+bool vvfu_queues_settle(VirtioVfioUser *s)
+{
+    bool more = false;
+
+    if (!vvfu_queues_begin(s)) {
+        return false; /* whoever is at it goes on */
+    }
+    vvfu_push_used(s);
+    if (s->break_pending && !s->unrealized) {
+        s->break_pending = false;
+        vvfu_mark_broken(s);
+    }
+    vvfu_queues_notify(s);
+    more = vvfu_take_buffers(s);
+    if (more && vvfu_may_take(s)) {
+        vvfu_core_begin(s);
+        vvfu_core_request_buffers(s->core, vvfu_now(), VVFU_QUEUE_REQUEST);
+        vvfu_core_end(s);
+    }
+    more |= !QSIMPLEQ_EMPTY(&s->used_chains) || s->notify_queues;
+    vvfu_queues_end(s);
+    return more;
+}
+
+/* ---- life ---- */
+
+static void vvfu_drop_list(VirtioVfioUser *s, VvfuChainList *list,
+                           unsigned queue)
+{
+    VvfuChainList kept = QSIMPLEQ_HEAD_INITIALIZER(kept);
+    VvfuChain *chain;
+
+    while ((chain = QSIMPLEQ_FIRST(list))) {
+        QSIMPLEQ_REMOVE_HEAD(list, next);
+        if (chain->queue == queue) {
+            vvfu_chain_drop(s, chain);
+        } else {
+            QSIMPLEQ_INSERT_TAIL(&kept, chain, next);
+        }
+    }
+    QSIMPLEQ_CONCAT(list, &kept);
+}
+
+void vvfu_queue_drop_chains(VirtioVfioUser *s, unsigned queue)
+{
+    GHashTableIter iter;
+    gpointer chain;
+
+    vvfu_drop_list(s, &s->used_chains, queue);
+    if (queue == VVFU_QUEUE_REQUEST) {
+        vvfu_drop_list(s, &s->request_buffers, queue);
+    }
+    if (queue == VVFU_QUEUE_CONTROL) {
+        g_hash_table_iter_init(&iter, s->control_chains);
+        while (g_hash_table_iter_next(&iter, NULL, &chain)) {
+            g_hash_table_iter_steal(&iter); /* its key is in it */
+            vvfu_chain_drop(s, chain);
+        }
+    }
+    s->want_kicks[queue] = true;
+    s->notify_queues &= ~BIT(queue);
+}
+
+void vvfu_queues_start(VirtioVfioUser *s)
+{
+    s->driver_ok = true;
+    for (unsigned i = 0; i < VVFU_QUEUES; i++) {
+        /* What the rings say may be of the time before vvfu_queues_stop(). */
+        s->want_kicks[i] = false;
+        vvfu_want_kicks(s, i, true);
+    }
+}
+
+void vvfu_queues_stop(VirtioVfioUser *s)
+{
+    s->driver_ok = false;
+    for (unsigned i = 0; i < VVFU_QUEUES; i++) {
+        vvfu_queue_drop_chains(s, i);
+    }
 }
 
 void vvfu_queues_init(VirtioVfioUser *s)
 {
     VirtIODevice *vdev = VIRTIO_DEVICE(s);
 
+    QSIMPLEQ_INIT(&s->request_buffers);
+    QSIMPLEQ_INIT(&s->used_chains);
+    s->control_chains = g_hash_table_new(g_int64_hash, g_int64_equal);
+    s->message = g_malloc(VVFU_MAX_MESSAGE_SIZE);
     /*
      *= VVFU-QUEUE-1
      *# The device MUST provide the queues controlq, requestq and replyq with
      *# the numbers 0, 1 and 2.
      */
     /* QEMU 10.0.13 offers 1024 entries whatever is asked for. */
-    s->queues[VVFU_QUEUE_CONTROL] =
-        virtio_add_queue(vdev, VVFU_QUEUE_SIZE, vvfu_control_kicked);
-    s->queues[VVFU_QUEUE_REQUEST] =
-        virtio_add_queue(vdev, VVFU_QUEUE_SIZE, vvfu_request_kicked);
-    s->queues[VVFU_QUEUE_REPLY] =
-        virtio_add_queue(vdev, VVFU_QUEUE_SIZE, vvfu_reply_kicked);
-    s->control_chains =
-        g_hash_table_new_full(g_int64_hash, g_int64_equal, NULL, g_free);
-    s->message = g_malloc(VVFU_MAX_MESSAGE_SIZE);
+    for (unsigned i = 0; i < VVFU_QUEUES; i++) {
+        s->queues[i] = virtio_add_queue(vdev, VVFU_QUEUE_SIZE, vvfu_kicked);
+        s->want_kicks[i] = true;
+    }
 }
 
 void vvfu_queues_cleanup(VirtioVfioUser *s)
 {
-    vvfu_queues_drop_chains(s);
+    if (s->in_queues) {
+        return; /* the guest's DMA unplugs the function: vvfu_queues_end() */
+    }
+    vvfu_queues_stop(s);
     g_hash_table_destroy(s->control_chains);
     g_free(s->message);
     for (unsigned i = 0; i < VVFU_QUEUES; i++) {

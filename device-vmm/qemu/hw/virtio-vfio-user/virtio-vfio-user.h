@@ -5,9 +5,10 @@
  *
  * This is the port of the device VMM core (vvfu_core.h) to QEMU. All of it
  * runs under the BQL. The core calls the port back from inside of the
- * vvfu_core_* functions; effects that are expensive (memory transactions) or
- * must be seen last (socket sends) are collected meanwhile, and carried out
- * by vvfu_leave().
+ * vvfu_core_* functions; effects that are expensive (memory transactions),
+ * must be seen last (socket sends), or can bring the guest back here
+ * (virtqueues and interrupts) are collected meanwhile, and carried out by
+ * vvfu_settle().
  */
 #ifndef HW_VIRTIO_VFIO_USER_H
 #define HW_VIRTIO_VFIO_USER_H
@@ -61,6 +62,9 @@ typedef struct VvfuNotification {
     uint16_t vector; /* VIRTIO_NO_VECTOR: none */
 } VvfuNotification;
 
+struct VvfuChain; /* queues.c */
+typedef QSIMPLEQ_HEAD(VvfuChainList, VvfuChain) VvfuChainList;
+
 typedef struct VvfuMessage {
     QSIMPLEQ_ENTRY(VvfuMessage) next;
     size_t length;
@@ -105,11 +109,10 @@ struct VirtioVfioUser {
     MemoryRegionOps common_ops;               /* with our check */
     PCIConfigWriteFunc *parent_config_write;
     VvfuCore *core;
-    bool in_core; /* a vvfu_core_* call is in progress */
-    bool saved_engaged_in_io;
-    bool reset_in_core; /* the guest reset the device from inside a call */
-    bool unrealized; /* waits for its call to return; port calls do nothing */
+    bool in_core;    /* a vvfu_core_* call is in progress */
+    bool unrealized; /* the core is gone */
     bool core_knows_broken;
+    bool break_pending; /* the core says so, the guest does not know yet */
     QEMUTimer *deadline;
     uint64_t armed_deadline;
     QEMUBH *resume; /* work left over by a bounded callback */
@@ -118,8 +121,14 @@ struct VirtioVfioUser {
 
     /* queues */
     VirtQueue *queues[VVFU_QUEUES];
-    GHashTable *control_chains; /* token (in the value) -> VvfuChain */
+    bool driver_ok; /* chains may be taken */
+    bool in_queues; /* they are at work, perhaps further up the stack */
+    bool saved_engaged_in_io;
+    bool want_kicks[VVFU_QUEUES]; /* what the guest is told */
+    GHashTable *control_chains;   /* token (in the value) -> VvfuChain */
     uint64_t last_token;
+    VvfuChainList request_buffers; /* posted, empty */
+    VvfuChainList used_chains;     /* filled, to give back */
     uint32_t notify_queues; /* bit per queue: used buffers to announce */
     uint8_t *message;       /* VVFU_MAX_MESSAGE_SIZE bytes, private copies */
 
@@ -170,13 +179,20 @@ bool vvfu_features_fit(VirtioVfioUser *s);
 /* ---- port.c: the core ---- */
 
 bool vvfu_core_create(VirtioVfioUser *s, Error **errp);
-/* Ends the session; from inside of a call, its vvfu_leave() frees the core. */
+/* Ends the session, and the core. */
 void vvfu_core_stop(VirtioVfioUser *s);
 /*
  * Around every vvfu_core_* call but doorbell_written, doorbell_pending and
- * the pure queries. Do not nest. The device may be gone after vvfu_leave(),
- * unless the caller holds a reference.
+ * the pure queries. Do not nest. vvfu_settle() is due afterwards.
  */
+void vvfu_core_begin(VirtioVfioUser *s);
+void vvfu_core_end(VirtioVfioUser *s);
+/*
+ * Carries out what calls of the core left: once for all that an event brought.
+ * The device may be gone afterwards, unless the caller holds a reference.
+ */
+void vvfu_settle(VirtioVfioUser *s);
+/* begin, and end and settle: around the calls for one event. */
 void vvfu_enter(VirtioVfioUser *s);
 void vvfu_leave(VirtioVfioUser *s);
 /*
@@ -184,17 +200,23 @@ void vvfu_leave(VirtioVfioUser *s);
  * end. Say why with vvfu_core_log(), which is limited.
  */
 void vvfu_mark_broken(VirtioVfioUser *s);
-/* Ends the session because QEMU's virtio core found the device broken. */
-void vvfu_check_broken(VirtioVfioUser *s);
 
 /* ---- queues.c ---- */
 
 void vvfu_queues_init(VirtioVfioUser *s);
 void vvfu_queues_cleanup(VirtioVfioUser *s);
+/* DRIVER_OK is set: chains may be taken, until vvfu_queues_stop(). */
+void vvfu_queues_start(VirtioVfioUser *s);
+void vvfu_queues_stop(VirtioVfioUser *s);
+/* Takes what the guest has sent. */
 void vvfu_queues_run(VirtioVfioUser *s);
-/* Forgets control chains whose queue is being reset. */
-void vvfu_queues_drop_chains(VirtioVfioUser *s);
-void vvfu_queues_notify(VirtioVfioUser *s);
+/*
+ * Gives back what was used, and takes buffers for requests. True: there is
+ * more to settle.
+ */
+bool vvfu_queues_settle(VirtioVfioUser *s);
+/* Forgets the chains of a queue that is being reset. */
+void vvfu_queue_drop_chains(VirtioVfioUser *s, unsigned queue);
 int vvfu_push_request(void *opaque, unsigned queue, const void *message,
                       size_t length);
 void vvfu_complete_control(void *opaque, uint64_t token, const void *reply,
