@@ -21,8 +21,8 @@ struct ByteRange {
 };
 
 /// Where a namespace keeps its data. Executor's thread only; callers check ranges against size(). `done` gets 0 or an
-/// errno, on the executor's thread, inside the call or later. Buffers stay valid until then. Operations that overlap in
-/// time and range may happen in any order.
+/// errno, on the executor's thread, inside the call or later. Operations that overlap in time and range may happen in
+/// any order.
 ///
 /// Linux reports a failed write-back once and then takes the pages for clean: a later fdatasync succeeds although the
 /// data is gone. So a flush that failed is remembered here, and all that follow fail.
@@ -47,7 +47,9 @@ public:
     /// The data comes in memory of the backing, valid during the call: whoever wants it in the peer's memory puts it
     /// there on the executor's thread, if that may still be done.
     virtual void read(ByteRange range, ReadDone done) = 0;
-    virtual void write(std::uint64_t offset, std::span<const iovec> iov, Done done) = 0;
+    /// The data is the peer's memory, valid during the call: a backing that writes it later writes a copy. What the
+    /// peer has there by then is not what it wanted written.
+    virtual void write(std::uint64_t offset, std::span<const iovec> data, Done done) = 0;
     /// `deallocate`: may give up the space, too.
     virtual void write_zeroes(ByteRange range, bool deallocate, Done done) = 0;
     /// A hint: success also when the backing cannot do it.

@@ -95,7 +95,7 @@ void DataTransfer::receive(const CommandPtr &command, std::uint64_t bytes, Then 
         if (status == Status::success) {
             command->executing = true;
             command->buffer.resize(bytes);
-            copy_from_pieces(command->data.iov(), command->buffer);
+            copy_from_pieces(command->data.readable(), command->buffer);
             command->data = {};
         }
         then(status);

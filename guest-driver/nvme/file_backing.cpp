@@ -16,6 +16,8 @@
 #include <new>
 #include <utility>
 
+#include "data_transfer.hpp"
+
 namespace vvfu::nvme {
 namespace {
 
@@ -225,10 +227,23 @@ void FileBacking::read(ByteRange range, ReadDone done)
     });
 }
 
-void FileBacking::write(std::uint64_t offset, std::span<const iovec> iov, Done done)
+void FileBacking::write(std::uint64_t offset, std::span<const iovec> data, Done done)
 {
-    submit([offset, iov](const File &file) { return transfer_all(pwritev, file.fd.get(), offset, iov); },
-           std::move(done));
+    std::size_t size = 0;
+    for (const auto &piece : data) {
+        size += piece.iov_len;
+    }
+    const std::shared_ptr<std::byte[]> copy{new (std::nothrow) std::byte[size]};
+    if (!copy) {
+        done(ENOMEM);
+        return;
+    }
+    copy_from_pieces(data, {copy.get(), size});
+    const auto work = [offset, copy, size](const File &file) {
+        const iovec piece{copy.get(), size};
+        return transfer_all(pwritev, file.fd.get(), offset, {&piece, 1});
+    };
+    submit(work, std::move(done));
 }
 
 void FileBacking::sync(Done done)

@@ -24,7 +24,7 @@ public:
     [[nodiscard]] std::string unfinished() const override;
     [[nodiscard]] std::string name() const override { return '"' + file_->path + '"'; }
     void read(ByteRange range, ReadDone done) override;
-    void write(std::uint64_t offset, std::span<const iovec> iov, Done done) override;
+    void write(std::uint64_t offset, std::span<const iovec> data, Done done) override;
     void write_zeroes(ByteRange range, bool deallocate, Done done) override;
     void discard(std::vector<ByteRange> ranges, Done done) override;
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "io_commands.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -230,18 +231,18 @@ void IoCommands::read(const CommandPtr &command)
 void IoCommands::write(const CommandPtr &command)
 {
     transfer(command, Access::write, DmaDirection::from_peer, [this, command](const Extent &extent) {
-        extent.ns->backing->write(extent.range.offset, command->data.iov(),
+        extent.ns->backing->write(extent.range.offset, command->data.readable(),
                                   on_backing(command, *extent.ns, Access::write, [=, this] {
                                       count(Access::write, extent);
                                       finish_write(command, *extent.ns);
                                   }));
+        command->data = {};  // the backing has it, and an unmap may be waiting for it
     });
 }
 
 /// Whether it must be durable is asked afterwards: the host may have turned the write cache off meanwhile.
 void IoCommands::finish_write(const CommandPtr &command, Namespace &ns)
 {
-    command->data = {};  // the flush does not need it, and an unmap may be waiting for it
     if (durable(command->entry)) {
         make_durable(ns, complete_with(command));
     } else {
@@ -251,22 +252,18 @@ void IoCommands::finish_write(const CommandPtr &command, Namespace &ns)
 
 void IoCommands::compare(const CommandPtr &command)
 {
-    transfer(command, Access::read, DmaDirection::from_peer, [this, command](const Extent &extent) {
-        read_backing(command, extent,
-                     [this, command](std::span<const std::byte> stored) { compare_data(command, stored); });
-    });
-}
-
-void IoCommands::compare_data(const CommandPtr &command, std::span<const std::byte> stored)
-{
-    for (const auto &piece : command->data.iov()) {
-        if (std::memcmp(stored.data(), piece.iov_base, piece.iov_len) != 0) {
-            engine_.complete(command, Status::compare_failure);
-            return;
-        }
-        stored = stored.subspan(piece.iov_len);
+    const auto extent = checked_extent(command->entry, Access::read);
+    if (!extent) {
+        engine_.complete(command, extent.error());
+        return;
     }
-    engine_.complete(command, Status::success);
+    const auto received = [this, command, extent = *extent] {
+        read_backing(command, extent, [this, command](std::span<const std::byte> stored) {
+            const bool equal = std::equal(stored.begin(), stored.end(), command->buffer.begin(), command->buffer.end());
+            engine_.complete(command, equal ? Status::success : Status::compare_failure);
+        });
+    };
+    transfer_.receive(command, extent->range.size, on_success(command, received));
 }
 
 void IoCommands::write_zeroes(const CommandPtr &command)

@@ -51,7 +51,6 @@ private:
     /// Ends a command that has written, now or when what it wrote is durable.
     void finish_write(const CommandPtr &command, Namespace &ns);
     void compare(const CommandPtr &command);
-    void compare_data(const CommandPtr &command, std::span<const std::byte> stored);
     void write_zeroes(const CommandPtr &command);
     void dataset_management(const CommandPtr &command);
     void deallocate(const CommandPtr &command, Namespace &ns);

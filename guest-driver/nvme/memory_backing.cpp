@@ -63,10 +63,10 @@ void MemoryBacking::read(ByteRange range, ReadDone done)
     done(0, {data_ + range.offset, range.size});
 }
 
-void MemoryBacking::write(std::uint64_t offset, std::span<const iovec> iov, Done done)
+void MemoryBacking::write(std::uint64_t offset, std::span<const iovec> data, Done done)
 {
     std::byte *to = data_ + offset;
-    for (const auto &piece : iov) {
+    for (const auto &piece : data) {
         std::memcpy(to, piece.iov_base, piece.iov_len);
         to += piece.iov_len;
     }

@@ -20,7 +20,7 @@ public:
     [[nodiscard]] bool volatile_cache() const noexcept override { return false; }
     [[nodiscard]] bool discard_zeroes() const noexcept override { return true; }
     void read(ByteRange range, ReadDone done) override;
-    void write(std::uint64_t offset, std::span<const iovec> iov, Done done) override;
+    void write(std::uint64_t offset, std::span<const iovec> data, Done done) override;
     void write_zeroes(ByteRange range, bool deallocate, Done done) override;
     void discard(std::vector<ByteRange> ranges, Done done) override;
 

@@ -175,7 +175,7 @@ struct DmaMapping::State {
             iov.push_back({data, bytes});
         }
     }
-    /// Why nothing may be written any more.
+    /// Why nothing may be read or written any more.
     [[nodiscard]] std::optional<DmaError> dead() const noexcept
     {
         if (gate->closed != closed) {
@@ -192,6 +192,10 @@ struct DmaMapping::State {
         }
         return std::nullopt;
     }
+    [[nodiscard]] std::span<const iovec> pieces(DmaDirection wanted) const noexcept
+    {
+        return direction == wanted && !dead() ? std::span<const iovec>{iov} : std::span<const iovec>{};
+    }
 };
 
 DmaMapping::DmaMapping() noexcept = default;
@@ -199,16 +203,14 @@ DmaMapping::DmaMapping(DmaMapping &&) noexcept = default;
 DmaMapping &DmaMapping::operator=(DmaMapping &&) noexcept = default;
 DmaMapping::~DmaMapping() = default;
 
-std::span<const iovec> DmaMapping::iov() const noexcept
+std::span<const iovec> DmaMapping::readable() const noexcept
 {
-    return state_ && state_->direction == DmaDirection::from_peer ? std::span<const iovec>{state_->iov}
-                                                                  : std::span<const iovec>{};
+    return state_ ? state_->pieces(DmaDirection::from_peer) : std::span<const iovec>{};
 }
 
 std::span<const iovec> DmaMapping::writable() const noexcept
 {
-    return state_ && state_->direction == DmaDirection::to_peer && !state_->dead() ? std::span<const iovec>{state_->iov}
-                                                                                   : std::span<const iovec>{};
+    return state_ ? state_->pieces(DmaDirection::to_peer) : std::span<const iovec>{};
 }
 
 void DmaMapping::store(std::uint64_t offset, std::span<const std::byte> data) const noexcept
@@ -245,7 +247,7 @@ void DmaMapping::finish(DmaCallback done) &&
         done({});
         return;
     }
-    const auto error = state->direction == DmaDirection::to_peer ? state->dead() : std::nullopt;
+    const auto error = state->dead();
     if (error || state->bounces.empty() || state->direction == DmaDirection::from_peer) {
         state->pins.clear();
         done(error ? Expected<void, DmaError>{make_unexpected(*error)} : Expected<void, DmaError>{});
@@ -454,11 +456,12 @@ void DmaSpace::map(std::span<const DmaSegment> segments, DmaDirection direction,
     const auto bounces = state.bounces;
     const auto filled = std::make_shared<DmaMapping>(std::move(mapping));
     transfer->done = [filled, done = std::move(done)](Expected<void, DmaError> result) {
-        if (result) {
+        const auto dead = filled->state_->dead();
+        if (result && !dead) {
             done(std::move(*filled));
         } else {
             *filled = DmaMapping{};
-            done(make_unexpected(result.error()));
+            done(make_unexpected(result ? *dead : result.error()));
         }
     };
     for (const auto &piece : bounces) {

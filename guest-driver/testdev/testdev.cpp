@@ -84,43 +84,17 @@ Status status_of(DmaError error)
 }
 
 /// Copies between two lists of equal length in bytes. The peer chose the addresses, so they may overlap.
-void copy(const std::vector<iovec> &from, const std::vector<iovec> &to)
+void fill(std::span<std::byte> to, std::uint32_t pattern)
 {
-    std::size_t from_offset = 0, to_offset = 0;
-    for (auto source = from.begin(), sink = to.begin(); source != from.end() && sink != to.end();) {
-        const auto size = std::min(source->iov_len - from_offset, sink->iov_len - to_offset);
-        std::memmove(static_cast<std::byte *>(sink->iov_base) + to_offset,
-                     static_cast<std::byte *>(source->iov_base) + from_offset, size);
-        from_offset += size;
-        to_offset += size;
-        if (from_offset == source->iov_len) {
-            ++source;
-            from_offset = 0;
-        }
-        if (to_offset == sink->iov_len) {
-            ++sink;
-            to_offset = 0;
-        }
+    for (std::size_t i = 0; i < to.size(); ++i) {
+        to[i] = static_cast<std::byte>(pattern >> (8 * (i % 4)));
     }
 }
 
-void fill(const std::vector<iovec> &to, std::uint32_t pattern)
-{
-    unsigned phase = 0;
-    for (const auto &part : to) {
-        auto *bytes = static_cast<std::byte *>(part.iov_base);
-        for (std::size_t i = 0; i < part.iov_len; ++i) {
-            bytes[i] = static_cast<std::byte>(pattern >> (8 * (phase++ % 4)));
-        }
-    }
-}
-
-std::uint32_t checksum(const std::vector<iovec> &from)
+std::uint32_t checksum(std::span<const std::byte> from)
 {
     boost::crc_32_type crc;
-    for (const auto &part : from) {
-        crc.process_bytes(part.iov_base, part.iov_len);
-    }
+    crc.process_bytes(from.data(), from.size());
     return crc.checksum();
 }
 
@@ -141,14 +115,13 @@ public:
     }
 
 private:
-    /// One DMA command. Lives on the executor's thread; workers get copies of the iovecs.
+    /// One DMA command. Lives on the executor's thread, but for `data` and `checksum` while a worker has them.
     struct Transfer {
         Command command{};
         std::uint64_t source = 0, destination = 0, length = 0;
         std::uint32_t pattern = 0;
-        DmaMapping from, to;
-        std::vector<iovec> from_iov, to_iov;
-        std::vector<std::byte> result;  ///< goes to `to`
+        DmaMapping to;
+        std::vector<std::byte> data;  ///< from the source, or to be there at the destination
         std::uint32_t checksum = 0;
     };
     using TransferPtr = std::shared_ptr<Transfer>;
@@ -280,35 +253,23 @@ void Testdev::start_transfer()
 
 void Testdev::map_source(const TransferPtr &transfer)
 {
-    if (transfer->command == kFill) {
+    transfer->data.resize(transfer->length);
+    if (transfer->command == kFill || transfer->command == kFromDevice) {
         map_destination(transfer);
         return;
     }
-    if (transfer->command == kFromDevice) {
-        transfer->from_iov = {{memory_.data() + transfer->source, transfer->length}};
-        map_destination(transfer);
-        return;
-    }
-    const DmaSegment segment{DmaAddress{transfer->source}, transfer->length};
-    services().dma.map({&segment, 1}, DmaDirection::from_peer, bind([transfer](Testdev &self, auto mapping) {
-                           if (!mapping) {
-                               self.end_transfer(status_of(mapping.error()));
-                               return;
-                           }
-                           transfer->from = std::move(*mapping);
-                           transfer->from_iov.assign(transfer->from.iov().begin(), transfer->from.iov().end());
-                           self.map_destination(transfer);
-                       }));
+    services().dma.read(DmaAddress{transfer->source}, transfer->data, bind([transfer](Testdev &self, auto result) {
+                            if (!result) {
+                                self.end_transfer(status_of(result.error()));
+                                return;
+                            }
+                            self.map_destination(transfer);
+                        }));
 }
 
 void Testdev::map_destination(const TransferPtr &transfer)
 {
-    if (transfer->command == kChecksum) {
-        run(transfer);
-        return;
-    }
-    if (transfer->command == kToDevice) {
-        transfer->to_iov = {{memory_.data() + transfer->destination, transfer->length}};
+    if (transfer->command == kChecksum || transfer->command == kToDevice) {
         run(transfer);
         return;
     }
@@ -319,35 +280,28 @@ void Testdev::map_destination(const TransferPtr &transfer)
                                return;
                            }
                            transfer->to = std::move(*mapping);
-                           transfer->result.resize(transfer->length);
-                           transfer->to_iov = {{transfer->result.data(), transfer->length}};
                            self.run(transfer);
                        }));
 }
 
 void Testdev::run(const TransferPtr &transfer)
 {
-    const auto result = std::make_shared<std::uint32_t>(0);
-    auto work = [command = transfer->command, from = transfer->from_iov, to = transfer->to_iov,
-                 pattern = transfer->pattern, result, transfer, keep = own_memory_] {
-        if (command == kFill) {
-            fill(to, pattern);
-        } else if (command == kChecksum) {
-            *result = checksum(from);
-        } else {
-            copy(from, to);
+    auto work = [transfer, memory = memory_, keep = own_memory_] {
+        auto &data = transfer->data;
+        switch (transfer->command) {
+            case kFill: fill(data, transfer->pattern); break;
+            case kChecksum: transfer->checksum = checksum(data); break;
+            case kToDevice: std::memcpy(memory.data() + transfer->destination, data.data(), data.size()); break;
+            case kFromDevice: std::memcpy(data.data(), memory.data() + transfer->source, data.size()); break;
+            default: break;  // kCopy: it is there
         }
     };
-    services().workers.submit(std::move(work), bind([transfer, result](Testdev &self) {
-                                  transfer->checksum = *result;
-                                  self.finish(transfer);
-                              }));
+    services().workers.submit(std::move(work), bind([transfer](Testdev &self) { self.finish(transfer); }));
 }
 
 void Testdev::finish(const TransferPtr &transfer)
 {
-    transfer->from = DmaMapping{};
-    transfer->to.store(0, transfer->result);
+    transfer->to.store(0, transfer->data);
     std::move(transfer->to).finish(bind([transfer](Testdev &self, auto result) {
         if (!result) {
             self.end_transfer(status_of(result.error()));

@@ -2,6 +2,8 @@
 //
 // NVMe end to end through vvfu-loopback: mapped and message-only memory, file and memory backing, sessions one after
 // the other.
+#include <algorithm>
+#include <boost/json.hpp>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -226,18 +228,22 @@ TEST_F(NvmeUnansweredDma, EndsWithDataTransferErrorWhenItsMemoryIsUnmapped)
     expect_no_deadline(loopback);
 }
 
-/// Sixteen reads that hang in the backing when the function is told to stop, and go on afterwards.
-class NvmeStoppedReads : public ::testing::Test {
+/// Sixteen commands that hang in the backing when the function is told to stop, and go on afterwards.
+class NvmeStopped : public ::testing::Test {
 protected:
-    static constexpr unsigned kReads = 16, kWorkers = 8;
+    static constexpr unsigned kCommands = 16, kWorkers = 8;
+    static constexpr std::size_t kBytes = 4096;
     static constexpr std::uint32_t kConfig = 7;
     static constexpr std::uint64_t kCommand = 0x04, kPmControl = 0x44, kDeviceControl = 0x58;
 
-    void SetUp() override
+    explicit NvmeStopped(const std::string &call) : storage(call) {}
+
+    void start(bool write)
     {
         ASSERT_EQ(host.create_io_queue(1, 64).status, 0);
-        for (unsigned i = 0; i < kReads; ++i) {
-            host.submit(1, host.read_command(1, i * 8, 8).prps(data.address() + i * 4096, 0));
+        for (unsigned i = 0; i < kCommands; ++i) {
+            const auto command = write ? host.write_command(1, i * 8, 8) : host.read_command(1, i * 8, 8);
+            host.submit(1, NvmeCommand{command}.prps(data.address() + i * kBytes, 0));
         }
         map_data();
         host.ring(1);
@@ -251,27 +257,53 @@ protected:
         std::ofstream(path) << std::string(kMiB, 'x');
         return path;
     }
-    /// Lets the storage go on, and the commands of the time before end.
-    void release() { storage.release(kReads); }
+    /// Lets the storage go on, until nothing of the time before is left to do, but what waits for the function.
+    void release()
+    {
+        storage.release(kCommands);
+        ASSERT_TRUE(eventually([&] { return counter("read_commands") + counter("write_commands") == kCommands; }));
+        counter("read_commands");  // and what the last of them posted has run, too
+    }
+    /// Of a line of counters that is asked for now.
+    std::int64_t counter(const std::string &name)
+    {
+        auto &process = loopback.process();
+        const auto seen = process.errors().size();
+        process.signal(SIGUSR1);
+        std::string line;
+        EXPECT_TRUE(eventually([&] {
+            line = process.errors().substr(seen);
+            return line.find("}}\n") != std::string::npos;
+        }));
+        const auto object = boost::json::parse(line.substr(line.find('{'), line.find('\n') - line.find('{')));
+        return object.at("nvme").at(name).as_int64();
+    }
+
+    TemporaryDirectory directory;
+    std::string image = image_of(directory);
+    StallingStorage storage;
+    LoopbackProcess loopback{loopback_program(), {"nvme", "--backing=" + image}, storage.fds(), storage.environment()};
+    NvmeSession session{loopback};
+    NvmeHost &host = session.host;
+    GuestRam data{0x10000000, kMiB};
+};
+
+class NvmeStoppedReads : public NvmeStopped {
+protected:
+    NvmeStoppedReads() : NvmeStopped("preadv") {}
+    void SetUp() override { start(false); }
+
     void expect_untouched() const
     {
         EXPECT_TRUE(std::all_of(data.bytes().begin(), data.bytes().end(), [](auto b) { return b == std::byte{0}; }));
     }
     void expect_ended_without_data()
     {
-        for (unsigned i = 0; i < kReads; ++i) {
+        for (unsigned i = 0; i < kCommands; ++i) {
             EXPECT_EQ(host.wait(1).status, 0x04) << "Data Transfer Error";
         }
         expect_untouched();
     }
-
-    TemporaryDirectory directory;
-    StallingStorage storage{"preadv"};
-    LoopbackProcess loopback{
-        loopback_program(), {"nvme", "--backing=" + image_of(directory)}, storage.fds(), storage.environment()};
-    NvmeSession session{loopback};
-    NvmeHost &host = session.host;
-    GuestRam data{0x10000000, kMiB};
 };
 
 TEST_F(NvmeStoppedReads, ReachNothingOnceBusMasterEnableIsCleared)
@@ -344,9 +376,77 @@ TEST_P(NvmeOverdueReset, IsAnsweredWhileTheStorageHangsAndNothingOfTheTimeBefore
 
     host.start();
     ASSERT_EQ(host.create_io_queue(1, 16).status, 0);
-    release();
+    storage.release(1);
     ASSERT_EQ(host.execute(1, host.read_command(1, 0, 8).prps(data.address(), 0)).status, 0);
     EXPECT_EQ(data.bytes()[0], std::byte{'x'}) << "the ranges are back";
+}
+
+class NvmeStoppedWrites : public NvmeStopped {
+protected:
+    NvmeStoppedWrites() : NvmeStopped("pwritev") {}
+    void SetUp() override
+    {
+        const auto bytes = pattern(kCommands * kBytes, 21);
+        std::copy(bytes.begin(), bytes.end(), data.bytes().begin());
+        start(true);
+    }
+    /// The peer uses its memory for something that is nobody's business.
+    void reuse_memory() { std::fill(data.bytes().begin(), data.bytes().end(), std::byte{'S'}); }
+
+    void expect_old_data_on_disk() const
+    {
+        std::ifstream file(image, std::ios::binary);
+        std::string content(kCommands * kBytes, '\0');
+        file.read(content.data(), static_cast<std::streamsize>(content.size()));
+        const auto bytes = pattern(kCommands * kBytes, 21);
+        EXPECT_EQ(std::memcmp(content.data(), bytes.data(), bytes.size()), 0);
+    }
+    void expect_success()
+    {
+        for (unsigned i = 0; i < kCommands; ++i) {
+            EXPECT_EQ(host.wait(1).status, 0);
+        }
+        expect_old_data_on_disk();
+    }
+};
+
+TEST_F(NvmeStoppedWrites, TakeNothingOnceBusMasterEnableIsCleared)
+{
+    session.client.write<std::uint16_t>(kConfig, kCommand, 0x0002);
+    reuse_memory();
+    release();
+    EXPECT_FALSE(host.poll(1));
+    session.client.write<std::uint16_t>(kConfig, kCommand, 0x0006);
+    expect_success();
+}
+
+TEST_F(NvmeStoppedWrites, TakeNothingInD3hot)
+{
+    session.client.write<std::uint16_t>(kConfig, kPmControl, 3);
+    reuse_memory();
+    release();
+    EXPECT_FALSE(host.poll(1));
+    session.client.write<std::uint16_t>(kConfig, kPmControl, 0);
+    expect_success();
+}
+
+TEST_F(NvmeStoppedWrites, TakeNothingAfterAFunctionLevelReset)
+{
+    session.client.write<std::uint16_t>(kConfig, kDeviceControl, 0x8000);
+    reuse_memory();
+    release();
+    ASSERT_TRUE(eventually([&] { return session.client.read<std::uint32_t>(0, 0x1c) == 0; }));
+    EXPECT_FALSE(host.poll(1));
+    expect_old_data_on_disk();
+}
+
+TEST_F(NvmeStoppedWrites, KeepNoMemoryOfThePeer)
+{
+    ASSERT_EQ(session.client.dma_unmap(data.address(), data.size()), 0);
+    reuse_memory();
+    release();
+    expect_success();
+    expect_no_deadline(loopback);
 }
 
 TEST(NvmeWire, DataInAFileSurvivesPeersAndServers)

@@ -104,10 +104,10 @@ TEST_F(DmaSpaceTest, MappedSegmentsPointIntoTheWindowInOrder)
     ASSERT_TRUE(mapping);
     EXPECT_FALSE(mapping->bounced());
     EXPECT_EQ(mapping->size(), 0x30u);
-    ASSERT_EQ(mapping->iov().size(), 2u);
-    EXPECT_EQ(mapping->iov()[0].iov_base, window.data() + 0x4800);
-    EXPECT_EQ(mapping->iov()[0].iov_len, 0x10u);
-    EXPECT_EQ(mapping->iov()[1].iov_base, window.data() + 0x4000);
+    ASSERT_EQ(mapping->readable().size(), 2u);
+    EXPECT_EQ(mapping->readable()[0].iov_base, window.data() + 0x4800);
+    EXPECT_EQ(mapping->readable()[0].iov_len, 0x10u);
+    EXPECT_EQ(mapping->readable()[1].iov_base, window.data() + 0x4000);
 }
 
 TEST_F(DmaSpaceTest, NeighboursInMemoryBecomeOneIovec)
@@ -117,10 +117,10 @@ TEST_F(DmaSpaceTest, NeighboursInMemoryBecomeOneIovec)
     ASSERT_TRUE(space.add(mapped(0x3000, 0x1000, 0x8000)));
     auto mapping = map_now({{DmaAddress{0x1000}, 0x800}, {DmaAddress{0x1800}, 0x2000}}, kFromPeer);
     ASSERT_TRUE(mapping);
-    ASSERT_EQ(mapping->iov().size(), 2u);
-    EXPECT_EQ(mapping->iov()[0].iov_len, 0x2000u);
-    EXPECT_EQ(mapping->iov()[1].iov_base, window.data() + 0x8000);
-    EXPECT_EQ(mapping->iov()[1].iov_len, 0x800u);
+    ASSERT_EQ(mapping->readable().size(), 2u);
+    EXPECT_EQ(mapping->readable()[0].iov_len, 0x2000u);
+    EXPECT_EQ(mapping->readable()[1].iov_base, window.data() + 0x8000);
+    EXPECT_EQ(mapping->readable()[1].iov_len, 0x800u);
 }
 
 TEST_F(DmaSpaceTest, EmptyListGivesAnEmptyMapping)
@@ -128,7 +128,7 @@ TEST_F(DmaSpaceTest, EmptyListGivesAnEmptyMapping)
     auto mapping = map_now({}, kToPeer);
     ASSERT_TRUE(mapping);
     EXPECT_EQ(mapping->size(), 0u);
-    EXPECT_TRUE(mapping->iov().empty());
+    EXPECT_TRUE(mapping->readable().empty());
 }
 
 //= VVFU-WINDOW-9
@@ -174,9 +174,9 @@ TEST_F(DmaSpaceTest, BouncedReadIsFilledBeforeTheCallback)
     message_dma.answer_all();
     ASSERT_TRUE(mapping);
     EXPECT_TRUE(mapping->bounced());
-    ASSERT_EQ(mapping->iov().size(), 2u);
-    EXPECT_EQ(*static_cast<std::byte *>(mapping->iov()[0].iov_base), std::byte{0xaa});
-    EXPECT_EQ(*static_cast<std::byte *>(mapping->iov()[1].iov_base), std::byte{0xbb});
+    ASSERT_EQ(mapping->readable().size(), 2u);
+    EXPECT_EQ(*static_cast<std::byte *>(mapping->readable()[0].iov_base), std::byte{0xaa});
+    EXPECT_EQ(*static_cast<std::byte *>(mapping->readable()[1].iov_base), std::byte{0xbb});
     EXPECT_THAT(message_dma.reads, ElementsAre(Pair(0x2000, 1)));
     bool finished = false;
     std::move(*mapping).finish([&](auto r) { finished = r.has_value(); });
@@ -319,13 +319,12 @@ TEST_F(DmaSpaceTest, NothingIsWrittenBackToARangeThatWasRemoved)
     EXPECT_TRUE(message_dma.writes.empty());
 }
 
-TEST_F(DmaSpaceTest, OnlyTheExecutorMayWriteAndOnlyWhileTheGateIsOpen)
+TEST_F(DmaSpaceTest, WhatWasBegunBeforeTheGateWasClosedWritesNothing)
 {
     ASSERT_TRUE(space.add(mapped(0x1000, 0x1000, 0x4000)));
     ASSERT_TRUE(space.add(mapped(0x2000, 0x1000, 0x8000)));
     auto mapping = map_now({{DmaAddress{0x1ffc}, 8}}, kToPeer);
     ASSERT_TRUE(mapping);
-    EXPECT_TRUE(mapping->iov().empty()) << "nothing that a worker could write to";
     const auto data = pattern(8);
     mapping->store(2, std::span{data}.first(4));
     EXPECT_EQ(window[0x4ffe], data[0]);
@@ -341,6 +340,41 @@ TEST_F(DmaSpaceTest, OnlyTheExecutorMayWriteAndOnlyWhileTheGateIsOpen)
     std::optional<DmaError> error;
     std::move(*mapping).finish([&](auto r) { error = r.error(); });
     EXPECT_EQ(error, DmaError::disabled);
+}
+
+TEST_F(DmaSpaceTest, NothingIsReadOnceTheGateWasClosedOrTheRangeIsGone)
+{
+    ASSERT_TRUE(space.add(mapped(0x1000, 0x1000, 0x4000)));
+    ASSERT_TRUE(space.add(mapped(0x2000, 0x1000, 0x8000)));
+    const auto error_of = [](DmaMapping mapping) {
+        std::optional<DmaError> error;
+        std::move(mapping).finish([&](auto result) { error = result.error(); });
+        return error;
+    };
+    auto stopped = map_now({{DmaAddress{0x1000}, 8}}, kFromPeer);
+    ASSERT_TRUE(stopped);
+    EXPECT_EQ(stopped->readable().size(), 1u);
+    space.close();
+    EXPECT_TRUE(stopped->readable().empty());
+    space.open();
+    EXPECT_TRUE(stopped->readable().empty()) << "the memory may hold something else by now";
+    EXPECT_EQ(error_of(std::move(*stopped)), DmaError::disabled);
+    auto removed = map_now({{DmaAddress{0x2000}, 8}}, kFromPeer);
+    ASSERT_TRUE(removed);
+    ASSERT_TRUE(space.remove(DmaAddress{0x2000}, 0x1000, [] {}));
+    EXPECT_TRUE(removed->readable().empty());
+    EXPECT_EQ(error_of(std::move(*removed)), DmaError::fault);
+}
+
+TEST_F(DmaSpaceTest, ABouncedMappingIsAliveWhenItIsHandedOut)
+{
+    ASSERT_TRUE(space.add(message_only(0x1000, 0x1000)));
+    const DmaSegment segment{DmaAddress{0x1000}, 8};
+    std::optional<DmaError> error;
+    space.map({&segment, 1}, kFromPeer, [&](auto mapping) { error = mapping.error(); });
+    ASSERT_TRUE(space.remove(DmaAddress{0x1000}, 0x1000, [] {}));
+    message_dma.answer_all();
+    EXPECT_EQ(error, DmaError::fault);
 }
 
 TEST_F(DmaSpaceTest, NothingIsReadOrWrittenWhileTheGateIsClosed)

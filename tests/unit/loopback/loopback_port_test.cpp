@@ -404,13 +404,15 @@ TEST_F(LoopbackTest, UnmapWaitsForAnAccessInProgress)
     ASSERT_EQ(client.dma_map(ram), 0);
     std::optional<DmaMapping> mapping;
     pin(0, 4096, mapping);
+    auto *first = static_cast<std::byte *>(mapping->readable()[0].iov_base);
     test::Packer payload;
     payload.u32(24).u32(0).u64(0).u64(65536);
     const auto id = client.send(test::kDmaUnmap, payload.view());
     EXPECT_EQ(client.read<std::uint32_t>(0, 0), 0u) << "other accesses go on meanwhile";
     guest->run([&] {
         EXPECT_EQ(guest->dma().ranges(), 0u) << "no new access reaches the range";
-        static_cast<std::byte *>(mapping->iov()[0].iov_base)[0] = std::byte{1};
+        EXPECT_TRUE(mapping->readable().empty()) << "and no access that was begun before goes on";
+        *first = std::byte{1};
         mapping.reset();
     });
     EXPECT_EQ(client.wait_reply(id).result(), 0);
@@ -428,7 +430,7 @@ TEST_F(LoopbackTest, UnmapDoesNotDependOnTheModelsGoodWill)
     ASSERT_EQ(client.dma_map(ram), 0);
     std::optional<DmaMapping> mapping;
     pin(0, 65536, mapping);
-    auto *stolen = static_cast<volatile unsigned char *>(mapping->iov()[0].iov_base);
+    auto *stolen = static_cast<volatile unsigned char *>(mapping->readable()[0].iov_base);
     std::atomic<bool> stop{false};
     std::atomic<std::uint64_t> written{0};
     std::thread hostile{[&] { scribble(stolen, 65536, stop, written); }};
@@ -471,18 +473,20 @@ TEST_F(LoopbackTest, APeerThatDiesWithMemoryInUseCostsOnlyItsSession)
 {
     start();
     std::optional<DmaMapping> mapping;
+    std::byte *first = nullptr;
     {
         auto client = connect();
         test::GuestRam ram{0, 65536};
         ASSERT_EQ(client.dma_map(ram), 0);
         pin(0, 65536, mapping);
+        first = static_cast<std::byte *>(mapping->readable()[0].iov_base);
         for (int i = 0; i < 5000; ++i) {
             client.post<std::uint32_t>(0, 16, 1);
         }
     }
     ASSERT_TRUE(guest->eventually([&] { return guest->model.resets == 1; }));
     guest->run([&] {
-        static_cast<std::byte *>(mapping->iov()[0].iov_base)[0] = std::byte{1};  // scratch memory by now
+        *first = std::byte{1};  // scratch memory by now
         mapping.reset();
     });
     auto next = connect();

@@ -67,10 +67,12 @@ TEST_F(FileBackingTest, RunsOnAWorkerAndSurvivesItsOwner)
     const iovec piece{data.data(), data.size()};
     backing->write(0, {&piece, 1}, done());
     EXPECT_EQ(finish(), -1) << "not before the worker ran";
+    const auto written = data;
+    std::fill(data.begin(), data.end(), std::byte{0xee});
     backing.reset();
     workers.run();
     EXPECT_EQ(finish(), 0);
-    EXPECT_TRUE(std::equal(data.begin(), data.end(), file.contents().begin()));
+    EXPECT_TRUE(std::equal(written.begin(), written.end(), file.contents().begin())) << "as it was during the call";
 }
 
 TEST_F(FileBackingTest, ShrunkFileIsAnError)

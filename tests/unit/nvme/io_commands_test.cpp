@@ -313,6 +313,30 @@ TEST(IoCommandsBackingErrors, TruncatedFileIsAMediaError)
     EXPECT_EQ(field<Le64>(errors, 16), 100u) << "LBA";
 }
 
+TEST(IoCommandsStopped, CompareTakesTheDataOfBeforeBusMasterEnableWasCleared)
+{
+    TemporaryFile file(1 << 20);
+    Host host(Host::file_options(file));
+    host.start();
+    const auto data = pattern(512, 7);
+    ASSERT_EQ(host.write(0, data).status, Status::success);
+    host.workers.deferred = true;
+    auto entry = io(IoOpcode::compare);
+    entry.prp1 = host.allocate(512);
+    host.store(entry.prp1, data);
+    host.submit(1, entry);
+    host.ring_sq(1);
+    host.run();
+    host.set_bus_master(false);
+    host.store(entry.prp1, pattern(512, 8));
+    host.run_deferred();
+    host.set_bus_master(true);
+    host.run();
+    const auto completions = host.drain(1);
+    ASSERT_EQ(completions.size(), 1u);
+    EXPECT_EQ(completions[0].status, Status::success);
+}
+
 Status failing_status(int error, IoOpcode opcode)
 {
     StorageScript script;

@@ -316,5 +316,27 @@ TEST(QueueEngine, UnmapWaitsForDataInUse)
     EXPECT_TRUE(idle);
 }
 
+TEST(QueueEngine, UnmapDoesNotWaitForDataThatWasTaken)
+{
+    TemporaryFile file(1 << 20);
+    Host host(Host::file_options(file));
+    host.start();
+    host.workers.deferred = true;
+    const auto data = pattern(512, 1);
+    for (const auto opcode : {IoOpcode::write, IoOpcode::compare}) {
+        auto entry = io(opcode);
+        entry.prp1 = host.allocate(512);
+        host.store(entry.prp1, data);
+        host.submit(1, entry);
+    }
+    host.ring_sq(1);
+    host.run();
+    EXPECT_EQ(host.workers.jobs.size(), 2u);
+    bool idle = false;
+    ASSERT_TRUE(host.dma.remove(guest::DmaAddress{Host::kWindow}, Host::kMemory, [&] { idle = true; }));
+    EXPECT_TRUE(idle);
+    host.run_deferred();
+}
+
 }  // namespace
 }  // namespace vvfu::nvme::test

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
 // The peer's memory as a device model sees it. This is the only place that turns a DMA address into a
-// pointer. Not thread-safe: executor's thread only; the spans it hands out may be read and written by any
-// thread while their DmaMapping lives.
+// pointer. Not thread-safe: executor's thread only, and so are the pointers that it hands out.
 #pragma once
 
 #include <sys/uio.h>
@@ -76,8 +75,12 @@ class DmaSpace;
 /// message-only pieces are bounce buffers. Move-only. While it lives, the acknowledgement of an unmap of any range that
 /// it touches waits.
 ///
-/// Only the executor's thread writes to the peer's memory, with store() or through writable(): what a worker or the
-/// kernel wrote there by itself could arrive after the function was told to stop its DMA (docs/decisions/0011).
+/// Only the executor's thread touches the peer's memory, through the accessors below: what a worker or the kernel wrote
+/// or read there by itself could do so after the function was told to stop its DMA, when the memory holds something
+/// else (docs/decisions/0011). What others work with is a copy.
+///
+/// A mapping is dead, for good, once the function may do no DMA any more, a range is gone, or the session is over. It
+/// is alive when it is handed out, until the executor's thread returns to its loop.
 class DmaMapping {
 public:
     DmaMapping() noexcept;
@@ -85,11 +88,10 @@ public:
     DmaMapping &operator=(DmaMapping &&) noexcept;
     ~DmaMapping();  ///< releases without writing bounced data back
 
-    /// With from_peer: the bytes in segment order, for any thread to read. Pieces that are neighbours in memory are one
-    /// iovec. Empty with to_peer.
-    [[nodiscard]] std::span<const iovec> iov() const noexcept;
-    /// With to_peer: likewise, to be written. For the executor's thread, until it returns to its loop. Empty when the
-    /// mapping is dead: the function may do no DMA any more, or a range is gone.
+    /// With from_peer: the bytes in segment order, to be read by the executor's thread until it returns to its loop.
+    /// Pieces that are neighbours in memory are one iovec. Empty with to_peer, and when the mapping is dead.
+    [[nodiscard]] std::span<const iovec> readable() const noexcept;
+    /// With to_peer: likewise, to be written.
     [[nodiscard]] std::span<const iovec> writable() const noexcept;
     /// With to_peer: writes `data` from byte `offset` on, as far as it fits. Executor's thread. Does nothing when the
     /// mapping is dead; finish() then says why.
@@ -99,8 +101,9 @@ public:
     [[nodiscard]] bool bounced() const noexcept;
 
     /// Ends the access. With DmaDirection::to_peer, bounced bytes are written back first; `done` runs when all
-    /// of it is visible to the peer: inside the call if nothing was bounced, else later. A mapping to_peer that is dead
-    /// writes nothing back; `done` then gets DmaError::disabled, or fault when the peer has removed a range.
+    /// of it is visible to the peer: inside the call if nothing was bounced, else later. A mapping that is dead writes
+    /// nothing back; `done` then gets DmaError::disabled, fault when the peer has removed a range, or io when it is
+    /// gone.
     void finish(DmaCallback done) &&;
 
 private:
@@ -133,9 +136,10 @@ public:
     /// their bounced write-backs fail with io.
     void clear();
 
-    /// The gate of the function, open at first. From close() on, nothing of the time before reaches the peer: mappings
-    /// to_peer are dead, operations under way and new ones end with DmaError::disabled. DMA_WRITE messages that were
-    /// sent may still take effect (Session holds back the answer to what closed the gate until they are over).
+    /// The gate of the function, open at first. From close() on, nothing of the time before reaches the peer or is
+    /// read from it: mappings are dead, operations under way and new ones end with DmaError::disabled. DMA_WRITE
+    /// messages that were sent may still take effect (Session holds back the answer to what closed the gate until they
+    /// are over).
     void close() noexcept;
     void open() noexcept;
     [[nodiscard]] bool is_open() const noexcept;
