@@ -190,16 +190,16 @@ bool QueueEngine::cq_doorbell(CompletionQueue &cq, std::uint32_t head)
     if (!set_head(cq, head)) {
         return false;
     }
-    retry_waiting(cq);
+    retry_waiting(cqs_.at(cq.id));
     return true;
 }
 
 /// What kept completions from being posted may be over: no room, or no DMA.
-void QueueEngine::retry_waiting(CompletionQueue &cq)
+void QueueEngine::retry_waiting(const std::shared_ptr<CompletionQueue> &cq)
 {
-    if (!cq.waiting.empty() && !cq.dirty) {
-        cq.dirty = true;
-        dirty_.push_back(cqs_.at(cq.id));
+    if (!cq->waiting.empty() && !cq->dirty) {
+        cq->dirty = true;
+        dirty_.push_back(cq);
     }
 }
 
@@ -212,7 +212,7 @@ Status QueueEngine::use_shadow_doorbells(guest::DmaAddress shadow, guest::DmaAdd
     }
     for (const auto &[id, cq] : cqs_) {
         if (id != 0) {
-            adopt_shadow(*cq);
+            adopt_shadow(cq);
         }
     }
     for (const auto &[id, sq] : sqs_) {
@@ -236,13 +236,13 @@ void QueueEngine::adopt_shadow(const std::shared_ptr<SubmissionQueue> &sq)
     }
 }
 
-void QueueEngine::adopt_shadow(CompletionQueue &cq)
+void QueueEngine::adopt_shadow(const std::shared_ptr<CompletionQueue> &cq)
 {
-    cq.shadowed = true;
-    const auto index = ShadowDoorbells::cq_register(cq.id);
+    cq->shadowed = true;
+    const auto index = ShadowDoorbells::cq_register(cq->id);
     const auto shadow = shadows_.enabled() ? shadows_.read(index) : std::nullopt;
-    if (shadow && (*shadow == 0 || !set_head(cq, *shadow))) {
-        shadows_.initialise(index, cq.ring.head);
+    if (shadow && (*shadow == 0 || !set_head(*cq, *shadow))) {
+        shadows_.initialise(index, cq->ring.head);
     }
     retry_waiting(cq);  // nothing says that the host writes the register for a head that it has moved already
 }
@@ -334,7 +334,7 @@ void QueueEngine::kick()
 void QueueEngine::resume()
 {
     for (const auto &[id, cq] : cqs_) {
-        retry_waiting(*cq);
+        retry_waiting(cq);
     }
     kick();
 }
@@ -402,7 +402,7 @@ void QueueEngine::fetch(const std::shared_ptr<SubmissionQueue> &sq)
                            if (sq->deleted) {
                                check_drained(*sq);
                            } else if (!result && result.error() == guest::DmaError::disabled) {
-                               return;  // again with the next resume()
+                               schedule_kick();  // resume() may have been called since, and found it under way
                            } else if (!result) {
                                client_.fatal();
                            } else {
@@ -556,7 +556,9 @@ void QueueEngine::posted(const std::shared_ptr<CompletionQueue> &cq, std::uint32
         return;
     }
     if (!result && result.error() == guest::DmaError::disabled) {
-        return;  // again with the next resume()
+        retry_waiting(cq);  // resume() may have been called since, and found it under way
+        schedule_kick();
+        return;
     }
     if (!result) {
         client_.fatal();

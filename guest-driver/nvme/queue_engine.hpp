@@ -96,12 +96,12 @@ private:
     void process();
     [[nodiscard]] bool set_tail(SubmissionQueue &sq, std::uint32_t tail) noexcept;
     [[nodiscard]] bool set_head(CompletionQueue &cq, std::uint32_t head) noexcept;
-    void retry_waiting(CompletionQueue &cq);
+    void retry_waiting(const std::shared_ptr<CompletionQueue> &cq);
     void mark_unarmed(const std::shared_ptr<SubmissionQueue> &sq);
     [[nodiscard]] bool rearm();
     [[nodiscard]] bool rearm(SubmissionQueue &sq);
     void adopt_shadow(const std::shared_ptr<SubmissionQueue> &sq);
-    void adopt_shadow(CompletionQueue &cq);
+    void adopt_shadow(const std::shared_ptr<CompletionQueue> &cq);
     [[nodiscard]] std::uint32_t fetchable(const SubmissionQueue &sq) const noexcept;
     [[nodiscard]] std::shared_ptr<SubmissionQueue> next_ready() const;
     void fetch(const std::shared_ptr<SubmissionQueue> &sq);

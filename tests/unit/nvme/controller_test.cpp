@@ -195,6 +195,46 @@ TEST(ControllerEnable, CompletionsWaitForBusMaster)
     EXPECT_EQ(host.irqs.msix(1), 1u);
 }
 
+/// A fetch by message of the time before ends after the function may do DMA again.
+TEST(ControllerEnable, AFetchThatBusMasterInterruptedIsMadeAgain)
+{
+    Host host;
+    host.queue_place = Place::message;
+    host.start();
+    host.hold_messages = true;
+    host.submit(1, io(IoOpcode::flush));
+    host.ring_sq(1);
+    host.run();
+    ASSERT_EQ(host.messages.waiting.size(), 1u);
+    host.set_bus_master(false);
+    host.set_bus_master(true);
+    host.hold_messages = false;
+    host.run();
+    EXPECT_EQ(host.drain(1).size(), 1u);
+}
+
+/// Likewise the write of a completion.
+TEST(ControllerEnable, ACompletionThatBusMasterInterruptedIsPostedAgain)
+{
+    Host host;
+    host.queue_place = Place::message;
+    host.start();
+    host.hold_messages = true;
+    host.submit(1, io(IoOpcode::flush));
+    host.ring_sq(1);
+    host.run();
+    ASSERT_TRUE(host.messages.answer_one());
+    host.run();
+    ASSERT_EQ(host.messages.waiting.size(), 1u) << "the completion";
+    host.set_bus_master(false);
+    host.set_bus_master(true);
+    host.hold_messages = false;
+    host.run();
+    EXPECT_EQ(host.irqs.msix(1), 1u);
+    EXPECT_EQ(host.drain(1).size(), 1u);
+    EXPECT_EQ(host.execute(1, io(IoOpcode::flush)).status, Status::success);
+}
+
 TEST(ControllerEnable, QueueMemoryThatIsGoneIsFatal)
 {
     Host host;
