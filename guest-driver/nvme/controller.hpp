@@ -65,7 +65,6 @@ private:
     void entries_posted(CompletionQueue &cq) override;
     void fatal() override { fatal("the memory of a queue cannot be reached"); }
     void invalid_doorbell_value() override { invalid_doorbell(kInvalidDoorbellValue); }
-    [[nodiscard]] bool dma_allowed() override { return bus_master(); }
 
     // ---- AdminContext ----
     [[nodiscard]] std::uint16_t queue_pairs() const override { return queue_pairs_; }

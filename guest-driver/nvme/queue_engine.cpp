@@ -175,13 +175,13 @@ bool QueueEngine::sq_doorbell(const std::shared_ptr<SubmissionQueue> &sq, std::u
     // Without DMA it waits for resume(), which looks at all that is not armed.
     mark_unarmed(sq);
     const auto shadow =
-        client_.dma_allowed() ? shadows_.read(ShadowDoorbells::sq_register(sq->id)) : std::optional<std::uint32_t>{};
+        services_.dma.is_open() ? shadows_.read(ShadowDoorbells::sq_register(sq->id)) : std::optional<std::uint32_t>{};
     return !shadow || set_tail(*sq, *shadow);
 }
 
 bool QueueEngine::cq_doorbell(CompletionQueue &cq, std::uint32_t head)
 {
-    if (cq.shadowed && !client_.dma_allowed()) {
+    if (cq.shadowed && !services_.dma.is_open()) {
         return true;  // refresh_head() looks when there is no room
     }
     if (cq.shadowed) {
@@ -249,7 +249,7 @@ void QueueEngine::adopt_shadow(const std::shared_ptr<CompletionQueue> &cq)
 
 bool QueueEngine::refresh_head(CompletionQueue &cq)
 {
-    if (!cq.shadowed || !shadows_.enabled() || !client_.dma_allowed()) {
+    if (!cq.shadowed || !shadows_.enabled() || !services_.dma.is_open()) {
         return false;
     }
     const auto before = cq.ring.head;
@@ -270,7 +270,7 @@ void QueueEngine::mark_unarmed(const std::shared_ptr<SubmissionQueue> &sq)
 /// Has the host write the registers of queues that have become empty. True: one of them is not empty any more.
 bool QueueEngine::rearm()
 {
-    if (!running_ || !client_.dma_allowed()) {
+    if (!running_ || !services_.dma.is_open()) {
         return false;
     }
     bool more = false;
@@ -367,7 +367,7 @@ std::uint32_t QueueEngine::fetchable(const SubmissionQueue &sq) const noexcept
 /// Round robin over the submission queues that have something to fetch (NVMe 4.13.1).
 std::shared_ptr<SubmissionQueue> QueueEngine::next_ready() const
 {
-    if (!running_ || !client_.dma_allowed()) {
+    if (!running_ || !services_.dma.is_open()) {
         return nullptr;
     }
     auto it = sqs_.upper_bound(last_served_);
@@ -519,7 +519,7 @@ void QueueEngine::post(const std::shared_ptr<CompletionQueue> &cq)
 /// Writes what fits up to the end of the ring. False: nothing can be written now, or the write finishes later.
 bool QueueEngine::post_batch(const std::shared_ptr<CompletionQueue> &cq)
 {
-    if (!running_ || cq->deleted || cq->writing || !client_.dma_allowed()) {
+    if (!running_ || cq->deleted || cq->writing || !services_.dma.is_open()) {
         return false;
     }
     auto &ring = cq->ring;

@@ -29,7 +29,6 @@ public:
     virtual void fatal() = 0;
     /// The host has put an impossible value into a shadow doorbell.
     virtual void invalid_doorbell_value() = 0;
-    [[nodiscard]] virtual bool dma_allowed() = 0;
 };
 
 /// Fetches commands round robin, keeps track of them, and posts completions. Works in rounds: entries_posted() is

@@ -136,11 +136,11 @@ struct DmaSpace::Transfer {
         if (--outstanding > 0) {
             return;
         }
-        if (!error && std::any_of(pins.begin(), pins.end(), [](const Pin &pin) { return pin.cleared(); })) {
-            error = DmaError::io;
-        }
         if (gate->closed != closed) {
             error = DmaError::disabled;
+        }
+        if (std::any_of(pins.begin(), pins.end(), [](const Pin &pin) { return pin.cleared(); })) {
+            error = DmaError::io;
         }
         auto callback = std::move(done);
         pins.clear();
@@ -178,12 +178,12 @@ struct DmaMapping::State {
     /// Why nothing may be read or written any more.
     [[nodiscard]] std::optional<DmaError> dead() const noexcept
     {
-        if (gate->closed != closed) {
-            return DmaError::disabled;
-        }
         const auto any = [this](auto condition) { return std::any_of(pins.begin(), pins.end(), condition); };
         if (any([](const DmaSpace::Pin &pin) { return pin.cleared(); })) {
             return DmaError::io;
+        }
+        if (gate->closed != closed) {
+            return DmaError::disabled;
         }
         //= VVFU-MEMORY-2
         // Another range may be at these addresses by now.
@@ -319,6 +319,7 @@ bool DmaSpace::remove(DmaAddress address, std::uint64_t size, std::function<void
 
 void DmaSpace::clear()
 {
+    close();
     for (const auto &[first, entry] : ranges_) {
         entry->removed = true;
         entry->cleared = true;
@@ -346,6 +347,11 @@ void DmaSpace::open() noexcept
 bool DmaSpace::is_open() const noexcept
 {
     return gate_->open;
+}
+
+std::uint64_t DmaSpace::closings() const noexcept
+{
+    return gate_->closed;
 }
 
 std::size_t DmaSpace::ranges() const noexcept

@@ -160,11 +160,20 @@ bool Session::Impl::refused_by_reset(Bytes message) const
 //= VVFU-QUEUE-8
 void Session::Impl::drain_backlog()
 {
-    while (!backlog_.empty() && !resetting_ && !broken_) {
-        const auto message = std::move(backlog_.front());
-        backlog_.pop_front();
-        handle(message);
+    if (backlog_.empty() || resetting_) {
+        return;
     }
+    // A request may begin a reset, which then holds up what is behind it, as in receive().
+    std::deque<control::Buffer> kept;
+    for (; !backlog_.empty() && !broken_; backlog_.pop_front()) {
+        auto &message = backlog_.front();
+        if ((resetting_ || !kept.empty()) && !refused_by_reset(message)) {
+            kept.push_back(std::move(message));
+        } else {
+            handle(message);
+        }
+    }
+    backlog_ = std::move(kept);
 }
 
 void Session::Impl::flush()

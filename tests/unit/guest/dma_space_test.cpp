@@ -27,6 +27,8 @@ std::vector<std::byte> pattern(std::size_t size, unsigned seed = 1)
 }
 
 struct DmaSpaceTest : testing::Test {
+    DmaSpaceTest() { space.open(); }
+
     test::FakeMessageDma message_dma;
     DmaSpace space{&message_dma};
     std::vector<std::byte> window = std::vector<std::byte>(0x10000);
@@ -243,6 +245,7 @@ TEST_F(DmaSpaceTest, MoreThanTheBounceLimitIsTooLarge)
 TEST_F(DmaSpaceTest, MessageOnlyWithoutMessageDmaFailsWithIo)
 {
     DmaSpace alone;
+    alone.open();
     ASSERT_TRUE(alone.add(message_only(0, 0x1000)));
     std::optional<DmaError> map_error, read_error;
     const DmaSegment segment{DmaAddress{0}, 4};
@@ -401,6 +404,21 @@ TEST_F(DmaSpaceTest, NothingIsReadOrWrittenWhileTheGateIsClosed)
     EXPECT_TRUE(map_now({{DmaAddress{0x1000}, 8}}, kFromPeer));
 }
 
+TEST_F(DmaSpaceTest, TheGateIsClosedUntilSomebodyOpensItAndAtTheEndOfASession)
+{
+    DmaSpace fresh{&message_dma};
+    EXPECT_FALSE(fresh.is_open());
+    ASSERT_TRUE(fresh.add(mapped(0x1000, 0x1000, 0)));
+    std::optional<DmaError> error;
+    fresh.write(DmaAddress{0x1000}, pattern(8), [&](auto result) { error = result.error(); });
+    EXPECT_EQ(error, DmaError::disabled);
+    fresh.open();
+    EXPECT_EQ(fresh.closings(), 0u);
+    fresh.clear();
+    EXPECT_FALSE(fresh.is_open());
+    EXPECT_EQ(fresh.closings(), 1u);
+}
+
 TEST_F(DmaSpaceTest, ClearFailsWriteBackOfWindowAndMessages)
 {
     ASSERT_TRUE(space.add(mapped(0x1000, 0x1000, 0)));
@@ -436,6 +454,7 @@ TEST_F(DmaSpaceTest, MappingOutlivesTheSpaceAndItsIdleCallbackIsDropped)
     std::optional<DmaMapping> mapping;
     {
         DmaSpace brief{&message_dma};
+        brief.open();
         ASSERT_TRUE(brief.add(mapped(0x1000, 0x1000, 0)));
         ASSERT_TRUE(brief.add(message_only(0x2000, 0x1000)));
         const DmaSegment segment{DmaAddress{0x1ff0}, 0x20};
@@ -453,6 +472,7 @@ TEST_F(DmaSpaceTest, MessageAnswersAfterTheSpaceIsGoneAreSafe)
     std::optional<DmaError> error;
     {
         DmaSpace brief{&message_dma};
+        brief.open();
         ASSERT_TRUE(brief.add(message_only(0x2000, 0x1000)));
         const DmaSegment segment{DmaAddress{0x2000}, 0x20};
         brief.map({&segment, 1}, kFromPeer, [&](auto m) { error = m.error(); });

@@ -153,6 +153,7 @@ protected:
         control::append(payload, control::Peer{});
         EXPECT_EQ(status_of(request(Type::peer, payload)), Status::ok);
         ASSERT_TRUE(session->peer_up());
+        session->services().dma.open();  // as a model does whose function may do DMA
     }
     void start_connected()
     {
@@ -746,6 +747,33 @@ TEST_F(SessionTest, AccessesDuringAResetAreAnsweredAtOnceAndReachNoModel)
     EXPECT_FALSE(transport.take(kReplyQueue)) << "the reset is not answered";
     model.held();
     run();
+}
+
+//= VVFU-RESET-2
+//= type=test
+TEST_F(SessionTest, AccessesThatWaitedBehindAnotherResetAreAnsweredAtOnce)
+{
+    start_connected();
+    model.hold_resets = true;
+    send(Type::peer, payload_of(control::Peer{.op = control::PeerOp::down}));
+    epoch = 2;
+    send(Type::peer, payload_of(control::Peer{}));
+    const auto reset = send(Type::device_reset, {});
+    const auto read = send(Type::region_read, payload_of(control::RegionAccess{0, 0, 1}));
+    run();
+    EXPECT_FALSE(transport.take(kReplyQueue)) << "all of the next session wait for the end of the last one";
+    std::exchange(model.held, nullptr)();
+    run();
+    ASSERT_EQ(model.log, (std::vector<std::string>{"gone", "reset"}));
+    ASSERT_TRUE(transport.take(kReplyQueue)) << "PEER(DOWN)";
+    ASSERT_TRUE(transport.take(kReplyQueue)) << "PEER(UP)";
+    const auto answer = transport.take(kReplyQueue);
+    ASSERT_TRUE(answer);
+    EXPECT_EQ(answer->header.request_id, read);
+    EXPECT_EQ(answer->payload().back(), std::byte{0xff});
+    model.held();
+    run();
+    EXPECT_EQ(transport.take(kReplyQueue)->header.request_id, reset);
 }
 
 //= VVFU-RESET-8

@@ -121,7 +121,12 @@ public:
         return true;
     }
     std::string registered() { return result_.get_future().get(); }
-    guest::DmaSpace &dma() { return session_->services().dma; }
+    /// As a model has it whose function may do DMA.
+    guest::DmaSpace &dma()
+    {
+        session_->services().dma.open();
+        return session_->services().dma;
+    }
     guest::IrqSink &irqs() { return *session_; }
     guest::Session &session() { return *session_; }
 

@@ -88,6 +88,7 @@ TEST(DataTransfer, FailedMessageIsDataTransferError)
     host.run();
     ASSERT_EQ(host.messages.waiting.size(), 1u) << "the bounced data on its way";
     host.dma.clear();  // the session is over: what was under way fails
+    host.dma.open();
     host.add_memory();
     host.hold_messages = false;
     host.run();

@@ -132,17 +132,19 @@ public:
     /// `idle` runs when no mapping uses it (inside the call if none does), and never once the space is
     /// destroyed. False: no such range.
     bool remove(DmaAddress address, std::uint64_t size, std::function<void()> idle);
-    /// Removes every range at once (the session is over). Mappings that live keep their pointers;
-    /// their bounced write-backs fail with io.
+    /// Closes the gate and removes every range at once (the session is over). What is under way, and mappings that
+    /// live, end with io.
     void clear();
 
-    /// The gate of the function, open at first. From close() on, nothing of the time before reaches the peer or is
+    /// The gate of the function, closed at first. From close() on, nothing of the time before reaches the peer or is
     /// read from it: mappings are dead, operations under way and new ones end with DmaError::disabled. DMA_WRITE
     /// messages that were sent may still take effect (Session holds back the answer to what closed the gate until they
     /// are over).
     void close() noexcept;
     void open() noexcept;
     [[nodiscard]] bool is_open() const noexcept;
+    /// How often it was closed: what has begun at a lower number is of a time before.
+    [[nodiscard]] std::uint64_t closings() const noexcept;
 
     /// Maps segments (each may cross ranges that are neighbours). With from_peer, bounced pieces are filled before
     /// the callback. An empty list gives an empty mapping.
@@ -161,7 +163,7 @@ private:
     class Pin;
     struct Transfer;
     struct Gate {
-        bool open = true;
+        bool open = false;
         std::uint64_t closed = 0;  // how often
     };
 
