@@ -301,9 +301,14 @@ void Controller::function_reset(std::function<void()> done)
 
 void Controller::bus_master_changed()
 {
-    if (bus_master()) {
-        engine_.resume();
+    if (!bus_master() || !engine_.running()) {
+        return;
     }
+    // The host may have moved heads in its memory meanwhile, and INTA# follows them.
+    for (const auto &[id, cq] : engine_.cqs()) {
+        follow_head(*cq);
+    }
+    engine_.resume();
 }
 
 void Controller::finish_function_reset()

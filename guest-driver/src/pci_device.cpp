@@ -7,6 +7,7 @@
 #include <bit>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace vvfu::guest {
 namespace {
@@ -313,14 +314,31 @@ void PciDevice::config_write(std::size_t offset, std::span<const std::byte> data
         update_gate();
         bus_master_changed();
     }
+    send_pending();
 }
 
 void PciDevice::update_gate()
 {
     if (bus_master()) {
         services_.dma.open();
-    } else {
-        services_.dma.close();
+        return;
+    }
+    services_.dma.close();
+    //= VVFU-RESET-8
+    for (const auto vector : services_.irqs.withdraw(control::kIrqMsix)) {
+        msix_pending_.insert(static_cast<std::uint16_t>(vector));
+    }
+}
+
+/// Messages that waited until the function may send them; none if MSI-X has been disabled meanwhile.
+void PciDevice::send_pending()
+{
+    if (!msix_enabled()) {
+        msix_pending_.clear();
+    } else if (bus_master()) {
+        for (const auto vector : std::exchange(msix_pending_, {})) {
+            services_.irqs.trigger(control::kIrqMsix, vector);
+        }
     }
 }
 
@@ -329,14 +347,16 @@ bool PciDevice::in_d0() const noexcept
     return (config_.get(kPmCap + PCI_PM_CTRL, 2) & PCI_PM_CTRL_STATE_MASK) == 0;
 }
 
-// A pending bit is a doorbell write that is latched because the vector has no target.
+// A pending bit is a message that waits for bus mastering, or a doorbell write that is latched because the vector has no
+// target.
 void PciDevice::pba_read(std::size_t offset, std::span<std::byte> out)
 {
     for (std::size_t i = 0; i < out.size(); ++i) {
         unsigned bits = 0;
         for (unsigned bit = 0; bit < 8; ++bit) {
             const auto vector = static_cast<std::uint32_t>((offset + i) * 8 + bit);
-            if (vector < function_.msix_vectors && services_.irqs.pending(control::kIrqMsix, vector)) {
+            if (vector < function_.msix_vectors && (msix_pending_.contains(static_cast<std::uint16_t>(vector)) ||
+                                                    services_.irqs.pending(control::kIrqMsix, vector))) {
                 bits |= 1u << bit;
             }
         }
@@ -353,6 +373,7 @@ void PciDevice::irq_info(const control::IrqInfo &info)
         } else if (info.action == IrqAction::disable) {
             msix_assigned_ = false;
         }
+        send_pending();
     } else if (info.index == control::kIrqIntx) {
         // A new or no target forgets the automask: VFIO's mask state belongs to the connection of the line.
         intx_masked_ = info.action == IrqAction::mask;
@@ -374,6 +395,8 @@ void PciDevice::reset(std::function<void()> done)
     config_.reset();
     //= VVFU-RESET-1
     update_gate();  // Bus Master Enable is clear
+    msix_pending_.clear();
+    static_cast<void>(services_.irqs.withdraw(control::kIrqIntx));
     intx_level_ = false;
     intx_masked_ = false;
     for (std::size_t i = 0; i < msix_table_.size(); ++i) {
@@ -413,8 +436,12 @@ bool PciDevice::bus_master() const noexcept
 
 void PciDevice::msix_trigger(std::uint16_t vector)
 {
-    if (!resetting_ && vector < function_.msix_vectors && msix_enabled() && bus_master()) {
-        services_.irqs.trigger(control::kIrqMsix, vector);
+    if (!resetting_ && vector < function_.msix_vectors && msix_enabled()) {
+        if (bus_master()) {
+            services_.irqs.trigger(control::kIrqMsix, vector);
+        } else {
+            msix_pending_.insert(vector);
+        }
     }
 }
 

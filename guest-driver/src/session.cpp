@@ -266,6 +266,7 @@ void Session::Impl::recover(const std::string &reason)
     transport_.reset();
     control_->abort();
     triggers_in_flight_ = 0;
+    in_flight_.clear();
     leave_session();
     if (state_ == State::stopping) {
         quiesce([this] { shut_down(); });
@@ -401,11 +402,8 @@ void Session::Impl::trigger(std::uint32_t index, std::uint32_t vector)
         transport_.ring_doorbell(doorbell_base_[index] + vector);
         return;
     }
-    {
-        const std::lock_guard lock{triggers_mutex_};
-        if (!triggers_.emplace(index, vector).second) {
-            return;  // one message will do for both
-        }
+    if (!triggers_.emplace(index, vector).second) {
+        return;  // one message will do for both
     }
     reactor_.post([self = weak_from_this()] {
         if (const auto impl = self.lock()) {
@@ -425,21 +423,22 @@ void Session::Impl::send_triggers()
         control::Buffer payload;
         control::append(payload, control::IrqTrigger{last_trigger_.first, last_trigger_.second});
         ++triggers_in_flight_;
-        control_->request(Type::irq_trigger, epoch_, payload, [this](const ControlClient::Reply &) {
+        const auto answered = [this, over = message_begun()](const ControlClient::Reply &) {
             --triggers_in_flight_;
+            over();
             if (reset_waits_for_triggers_) {
                 reset_done();
             } else {
                 send_triggers();
             }
-        });
+        };
+        control_->request(Type::irq_trigger, epoch_, payload, answered);
     }
 }
 
 /// The vectors take turns. False: none waits.
 bool Session::Impl::take_trigger()
 {
-    const std::lock_guard lock{triggers_mutex_};
     if (triggers_.empty()) {
         return false;
     }
@@ -450,8 +449,19 @@ bool Session::Impl::take_trigger()
 
 void Session::Impl::forget_triggers()
 {
-    const std::lock_guard lock{triggers_mutex_};
     triggers_.clear();
+}
+
+std::vector<std::uint32_t> Session::Impl::withdraw(std::uint32_t index)
+{
+    std::vector<std::uint32_t> vectors;
+    std::erase_if(triggers_, [&](const Vector &trigger) {
+        if (trigger.first == index) {
+            vectors.push_back(trigger.second);
+        }
+        return trigger.first == index;
+    });
+    return vectors;
 }
 
 bool Session::Impl::pending(std::uint32_t index, std::uint32_t vector)
@@ -471,13 +481,10 @@ void Session::Impl::message_dma(DmaDirection direction, DmaAddress address, std:
         control_->dma(direction, epoch_, address, buffer, std::move(done));
         return;
     }
-    ++writes_in_flight_;
     control_->dma(direction, epoch_, address, buffer,
-                  [self = weak_from_this(), done = std::move(done)](Expected<void, DmaError> result) {
+                  [over = message_begun(), done = std::move(done)](Expected<void, DmaError> result) {
                       done(std::move(result));
-                      if (const auto impl = self.lock()) {
-                          impl->write_over();
-                      }
+                      over();
                   });
 }
 
@@ -538,6 +545,11 @@ void Session::dma_write(DmaAddress address, std::span<const std::byte> data, Dma
 void Session::trigger(std::uint32_t index, std::uint32_t vector)
 {
     impl_->trigger(index, vector);
+}
+
+std::vector<std::uint32_t> Session::withdraw(std::uint32_t index)
+{
+    return impl_->withdraw(index);
 }
 
 bool Session::pending(std::uint32_t index, std::uint32_t vector)

@@ -8,8 +8,8 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -48,6 +48,7 @@ public:
     void start(DeviceModel &model, std::function<void(Result<void>)> registered, std::function<void(Error)> failed);
     void stop(std::function<void()> stopped);
     void trigger(std::uint32_t index, std::uint32_t vector);
+    std::vector<std::uint32_t> withdraw(std::uint32_t index);
     bool pending(std::uint32_t index, std::uint32_t vector);
     void message_dma(DmaDirection direction, DmaAddress address, std::span<std::byte> buffer, DmaCallback done);
 
@@ -110,9 +111,13 @@ private:
     void send_reply();
     void reply(const Header &header, Status status = Status::ok, std::string_view text = {});
     void reply_later(const Header &header);
-    /// Runs `reply` now, or, if the function may do no DMA any more, when DMA_WRITEs of the time before are over.
-    void reply_after_writes(std::function<void()> reply);
-    void write_over();
+    /// Sends the reply to a region access, now or when what could still reach the peer from before the gate was last
+    /// closed is over.
+    void send_access_reply();
+    [[nodiscard]] bool in_flight_before(std::uint64_t closings) const;
+    /// A DMA_WRITE or IRQ_TRIGGER is sent; returns what is to be called when it is over.
+    std::function<void()> message_begun();
+    void release_replies();
 
     /// Runs a reset of the model; requests wait until it is done, then `then` runs.
     void run_reset(const std::function<void(std::function<void()>)> &reset, std::function<void()> then);
@@ -160,12 +165,16 @@ private:
     bool session_logged_ = false;  ///< the beginning of this one was
 
     using Vector = std::pair<std::uint32_t, std::uint32_t>;  // interrupt index, and vector in it
-    std::mutex triggers_mutex_;
-    std::set<Vector> triggers_;  // not sent yet; guarded by triggers_mutex_
-    Vector last_trigger_{};      // sent
+    std::set<Vector> triggers_;                               // not sent yet
+    Vector last_trigger_{};                                   // sent
     std::size_t triggers_in_flight_ = 0;
-    std::size_t writes_in_flight_ = 0;  // DMA_WRITE
-    std::vector<std::function<void()>> held_replies_;
+    /// What can still reach the peer: DMA_WRITEs and IRQ_TRIGGERs, by DmaSpace::closings() when they were sent.
+    std::map<std::uint64_t, std::size_t> in_flight_;
+    struct HeldReply {
+        std::uint64_t closings;  // waits for what was sent before
+        control::Buffer message;
+    };
+    std::deque<HeldReply> held_replies_;
 };
 
 }  // namespace vvfu::guest

@@ -60,7 +60,7 @@ void Session::Impl::on_config_change()
 
 bool Session::Impl::can_receive() const
 {
-    return !broken_ && backlog_.size() < kMaxBacklog && replies_->waiting() < kMaxWaitingReplies;
+    return !broken_ && backlog_.size() + held_replies_.size() < kMaxBacklog && replies_->waiting() < kMaxWaitingReplies;
 }
 
 void Session::Impl::schedule_receive()
@@ -228,8 +228,9 @@ Handled Session::Impl::dispatch(const Header &header, Bytes payload)
         case Type::region_write: return region_write(header, payload);
         case Type::region_write_multi: {
             auto handled = region_write_multi(payload);
-            if (handled) {
-                reply_after_writes([this, header] { reply(header); });
+            if (handled && !header.is_posted()) {
+                begin_reply(header);
+                send_access_reply();
             }
             return handled;
         }
@@ -410,7 +411,7 @@ Handled Session::Impl::region_read(const Header &header, Bytes payload)
     } else {
         model_->region_read(access->region, access->offset, out);
     }
-    send_reply();
+    send_access_reply();
     return {};
 }
 
@@ -427,12 +428,10 @@ Handled Session::Impl::region_write(const Header &header, Bytes payload)
         model_->region_write(write->access.region, write->access.offset, write->data);
     }
     if (!header.is_posted()) {
-        reply_after_writes([this, header, access = write->access] {
-            begin_reply(header);
-            //= VVFU-ACCESS-2
-            control::append(reply_, access);
-            send_reply();
-        });
+        begin_reply(header);
+        //= VVFU-ACCESS-2
+        control::append(reply_, write->access);
+        send_access_reply();
     }
     return {};
 }
@@ -548,27 +547,52 @@ void Session::Impl::reply(const Header &header, Status status, std::string_view 
 }
 
 //= VVFU-RESET-8
-void Session::Impl::reply_after_writes(std::function<void()> reply)
+//# The driver MUST NOT answer a register write that stops the emulated device's DMA (it clears Bus Master Enable, enters
+//# D3hot or starts a function level reset), nor a region access that follows it, before DMA and message-signalled
+//# interrupts of the time before are over, its DMA_WRITE and IRQ_TRIGGER requests included.
+void Session::Impl::send_access_reply()
 {
-    if (writes_in_flight_ == 0 || dma_.is_open()) {
-        reply();
+    //= VVFU-RESET-2
+    if (resetting_ || !in_flight_before(dma_.closings())) {
+        send_reply();
     } else {
-        held_replies_.push_back(std::move(reply));
+        held_replies_.push_back({dma_.closings(), reply_});
     }
 }
 
-void Session::Impl::write_over()
+bool Session::Impl::in_flight_before(std::uint64_t closings) const
 {
-    if (--writes_in_flight_ > 0) {
-        return;
-    }
-    for (const auto &reply : std::exchange(held_replies_, {})) {
-        if (!broken_ && state_ != State::stopped) {
-            reply();
+    return !in_flight_.empty() && in_flight_.begin()->first < closings;
+}
+
+std::function<void()> Session::Impl::message_begun()
+{
+    const auto time = dma_.closings();
+    ++in_flight_[time];
+    return [self = weak_from_this(), generation = generation_, time] {
+        const auto impl = self.lock();
+        if (!impl || impl->generation_ != generation) {
+            return;
         }
+        if (const auto it = impl->in_flight_.find(time); --it->second == 0) {
+            impl->in_flight_.erase(it);
+            impl->release_replies();
+        }
+    };
+}
+
+void Session::Impl::release_replies()
+{
+    bool sent = false;
+    while (!held_replies_.empty() && !in_flight_before(held_replies_.front().closings) && !broken_) {
+        reply_ = std::move(held_replies_.front().message);
+        held_replies_.pop_front();
+        send_reply();
+        sent = true;
     }
-    if (!broken_ && state_ != State::stopped) {
+    if (sent && !broken_) {
         replies_->flush();
+        schedule_receive();  // too many may have been held to take more requests
     }
 }
 

@@ -26,6 +26,7 @@ public:
 class NoIrqs : public guest::IrqSink {
 public:
     void trigger(std::uint32_t, std::uint32_t) override {}
+    std::vector<std::uint32_t> withdraw(std::uint32_t) override { return {}; }
     bool pending(std::uint32_t, std::uint32_t) override { return false; }
 };
 

@@ -84,9 +84,11 @@ private:
 class FakeIrqs : public IrqSink {
 public:
     void trigger(std::uint32_t index, std::uint32_t vector) override { triggered.emplace_back(index, vector); }
+    std::vector<std::uint32_t> withdraw(std::uint32_t index) override { return std::exchange(unsent[index], {}); }
     bool pending(std::uint32_t index, std::uint32_t vector) override { return latched.contains({index, vector}); }
 
     std::vector<std::pair<std::uint32_t, std::uint32_t>> triggered;
+    std::map<std::uint32_t, std::vector<std::uint32_t>> unsent;
     std::set<std::pair<std::uint32_t, std::uint32_t>> latched;
 };
 

@@ -221,29 +221,75 @@ TEST_F(PciDeviceTest, TheGateIsOpenWithBusMasterEnableInD0Only)
     auto &dma = host.services().dma;
     const auto pmcsr = capability(PCI_CAP_ID_PM) + PCI_PM_CTRL;
     const auto devctl = capability(PCI_CAP_ID_EXP) + PCI_EXP_DEVCTL;
-    enable_msix();
     EXPECT_FALSE(dma.is_open());
     config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
     EXPECT_TRUE(dma.is_open());
     config_write(PCI_COMMAND, 0, 2);
     EXPECT_FALSE(dma.is_open());
-    device->msix_trigger(3);
-    EXPECT_THAT(host.irqs.triggered, IsEmpty());
     config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
     config_write(pmcsr, 3, 2);
     EXPECT_FALSE(dma.is_open());
-    device->msix_trigger(3);
-    EXPECT_THAT(host.irqs.triggered, IsEmpty());
     config_write(pmcsr, 0, 2);
     EXPECT_TRUE(dma.is_open());
     EXPECT_THAT(device->bus_master_changes, ElementsAre(true, false, true, false, true));
-    device->msix_trigger(3);
-    EXPECT_THAT(host.irqs.triggered, SizeIs(1));
     device->reset_later = true;
     config_write(devctl, PCI_EXP_DEVCTL_BCR_FLR, 2);
     EXPECT_FALSE(dma.is_open()) << "before the reset is complete";
     device->finish_reset();
     EXPECT_FALSE(dma.is_open());
+}
+
+TEST_F(PciDeviceTest, MessagesArePendingUntilTheFunctionMaySendThem)
+{
+    const auto pmcsr = capability(PCI_CAP_ID_PM) + PCI_PM_CTRL;
+    enable_msix();
+    device->msix_trigger(3);
+    device->msix_trigger(3);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty());
+    EXPECT_EQ(read(0, 0x3000, 1)[0], std::byte{1u << 3}) << "the PBA shows it";
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsix, 3)));
+    EXPECT_EQ(read(0, 0x3000, 1)[0], std::byte{0});
+    config_write(pmcsr, 3, 2);
+    device->msix_trigger(4);
+    EXPECT_THAT(host.irqs.triggered, SizeIs(1));
+    config_write(pmcsr, 0, 2);
+    EXPECT_THAT(host.irqs.triggered, SizeIs(2));
+}
+
+//= VVFU-RESET-8
+//= type=test
+TEST_F(PciDeviceTest, MessagesThatWereNotSentWhenBusMasteringEndsArePending)
+{
+    enable_msix();
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    host.irqs.unsent[control::kIrqMsix] = {5};
+    config_write(PCI_COMMAND, 0, 2);
+    EXPECT_THAT(host.irqs.unsent[control::kIrqMsix], IsEmpty());
+    EXPECT_EQ(read(0, 0x3000, 1)[0], std::byte{1u << 5});
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsix, 5)));
+}
+
+TEST_F(PciDeviceTest, NoMessageIsPendingAcrossAResetOrWithoutMsix)
+{
+    const auto begin = [&] {
+        enable_msix();
+        config_write(PCI_COMMAND, 0, 2);
+        device->msix_trigger(3);
+    };
+    begin();
+    host.irqs.unsent = {{control::kIrqMsix, {5}}, {control::kIrqIntx, {0}}};
+    device->reset([] {});
+    EXPECT_THAT(host.irqs.unsent[control::kIrqIntx], IsEmpty());
+    enable_msix();
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty());
+    begin();
+    config_write(capability(PCI_CAP_ID_MSIX) + PCI_MSIX_FLAGS, 0, 2);
+    enable_msix();
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty());
 }
 
 TEST_F(PciDeviceTest, InD3hotOnlyConfigurationSpaceAnswers)

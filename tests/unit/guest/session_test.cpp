@@ -800,6 +800,74 @@ TEST_F(SessionTest, AWriteThatStopsDmaIsAnsweredWhenDmaWritesOfTheTimeBeforeAreO
     EXPECT_EQ(reply->header.request_id, id);
 }
 
+//= VVFU-RESET-8
+//= type=test
+TEST_F(SessionTest, AWriteThatStopsDmaIsAnsweredWhenTriggersOfTheTimeBeforeAreOver)
+{
+    start_connected();
+    session->trigger(control::kIrqErr, 0);
+    run();
+    const auto trigger = transport.take(kControlQueue);
+    ASSERT_TRUE(trigger);
+    model.on_write = [&] { session->services().dma.close(); };
+    const auto id = send(Type::region_write, payload_of(control::RegionAccess{0, 0, 1}, bytes({5})));
+    run();
+    EXPECT_FALSE(transport.take(kReplyQueue));
+    transport.complete(*trigger, Status::ok);
+    run();
+    EXPECT_EQ(transport.take(kReplyQueue)->header.request_id, id);
+}
+
+//= VVFU-RESET-8
+//= type=test
+TEST_F(SessionTest, OnlyMessagesOfTheTimeBeforeAreWaitedFor)
+{
+    start_connected();
+    auto &dma = session->services().dma;
+    const std::array<std::byte, 4> data{};
+    const auto write = [&] {
+        session->dma_write(DmaAddress{0x1000}, data, [](Expected<void, DmaError>) {});
+        return transport.take(kControlQueue);
+    };
+    const auto old = write();
+    ASSERT_TRUE(old);
+    model.on_write = [&] { dma.close(); };
+    const auto id = send(Type::region_write, payload_of(control::RegionAccess{0, 0, 1}, bytes({5})));
+    run();
+    dma.open();
+    const auto later = write();
+    ASSERT_TRUE(later);
+    transport.complete(*old, Status::ok);
+    run();
+    EXPECT_EQ(transport.take(kReplyQueue)->header.request_id, id);
+    model.on_write = nullptr;
+    EXPECT_TRUE(request(Type::region_write, payload_of(control::RegionAccess{0, 0, 1}, bytes({6}))));
+}
+
+//= VVFU-RESET-8
+//= type=test
+TEST_F(SessionTest, WhatFollowsAPostedWriteThatStopsDmaWaitsInItsPlace)
+{
+    start_connected();
+    session->dma_write(DmaAddress{0x1000}, std::array<std::byte, 4>{}, [](Expected<void, DmaError>) {});
+    const auto chain = transport.take(kControlQueue);
+    ASSERT_TRUE(chain);
+    model.on_write = [&] { session->services().dma.close(); };
+    send(Type::region_write, payload_of(control::RegionAccess{0, 0, 1}, bytes({5})), control::kFlagPosted);
+    const auto read = send(Type::region_read, payload_of(control::RegionAccess{0, 0, 1}));
+    const auto multi = send(Type::region_write_multi, payload_of(std::vector<control::MultiWrite>{}));
+    run();
+    EXPECT_FALSE(transport.take(kReplyQueue));
+    model.bar[0] = std::byte{9};
+    transport.complete(*chain, Status::ok);
+    run();
+    const auto reply = transport.take(kReplyQueue);
+    ASSERT_TRUE(reply);
+    EXPECT_EQ(reply->header.request_id, read);
+    EXPECT_EQ(reply->payload().back(), std::byte{5}) << "as it was when it was read";
+    EXPECT_EQ(transport.take(kReplyQueue)->header.request_id, multi);
+}
+
 //= VVFU-DMA-5
 //= type=test
 TEST_F(SessionTest, TheModelHearsOfAResetBeforeItsTransfersFail)
@@ -961,6 +1029,23 @@ TEST_F(SessionTest, TriggersByMessageAreMergedWhileTheyWaitAndNoneIsLost)
         EXPECT_EQ(std::count(sent.begin(), sent.end(), expected), 1) << vector;
     }
     EXPECT_LE(sent.size(), 16u);
+}
+
+//= VVFU-RESET-8
+//= type=test
+TEST_F(SessionTest, TriggersThatAreNotSentCanBeTakenBack)
+{
+    transport.device_config.doorbells = 1;
+    start_connected();
+    session->trigger(control::kIrqMsix, 3);
+    session->trigger(control::kIrqErr, 0);
+    EXPECT_EQ(session->withdraw(control::kIrqMsix), std::vector<std::uint32_t>{3});
+    EXPECT_TRUE(session->withdraw(control::kIrqMsix).empty());
+    run();
+    const auto chain = transport.take(kControlQueue);
+    ASSERT_TRUE(chain);
+    EXPECT_EQ(*control::decode_irq_trigger(chain->payload()), (control::IrqTrigger{control::kIrqErr, 0}));
+    EXPECT_FALSE(transport.take(kControlQueue));
 }
 
 //= VVFU-RESET-1

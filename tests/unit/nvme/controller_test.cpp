@@ -448,6 +448,21 @@ TEST(ControllerInterrupts, CoalescingHoldsMessagesBackUntilThresholdOrTime)
     EXPECT_EQ(host.irqs.msix(1), 3u) << "coalescing disabled for the vector";
 }
 
+TEST(ControllerInterrupts, AMessageThatIsDueWithoutBusMasterIsSentLater)
+{
+    Host host;
+    host.start();
+    ASSERT_EQ(host.execute(0, admin(AdminOpcode::set_features, 0x08, 2u << 8 | 3)).status, Status::success);
+    host.submit(1, read_into(host));
+    host.ring_sq(1);
+    host.run();
+    host.set_bus_master(false);
+    host.executor.fire_timers();
+    EXPECT_EQ(host.irqs.msix(1), 0u);
+    host.set_bus_master(true);
+    EXPECT_EQ(host.irqs.msix(1), 1u);
+}
+
 // ---- resets with work under way ----
 
 enum class Ending { disable, function_reset, peer_gone };

@@ -117,6 +117,7 @@ private:
 class TestIrqs final : public guest::IrqSink {
 public:
     void trigger(std::uint32_t index, std::uint32_t vector) override { ++count[{index, vector}]; }
+    std::vector<std::uint32_t> withdraw(std::uint32_t) override { return {}; }
     bool pending(std::uint32_t, std::uint32_t) override { return false; }
     [[nodiscard]] unsigned msix(std::uint32_t vector) { return count[{control::kIrqMsix, vector}]; }
     [[nodiscard]] unsigned intx() { return count[{control::kIrqIntx, 0}]; }

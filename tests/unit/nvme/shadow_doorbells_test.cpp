@@ -52,6 +52,22 @@ protected:
     unsigned register_writes = 0;
 };
 
+TEST_F(ShadowDoorbellsTest, IntxFollowsAHeadThatMovedWithoutBusMaster)
+{
+    start(false);
+    configure();
+    host.submit(1, io(IoOpcode::flush));
+    ring_sq();
+    host.run();
+    const auto raised = host.irqs.intx();
+    host.set_bus_master(false);
+    ASSERT_TRUE(host.poll(1));
+    ring_cq();
+    host.set_bus_master(true);
+    host.device().irq_info({control::kIrqIntx, 0, 1, control::IrqAction::unmask});
+    EXPECT_EQ(host.irqs.intx(), raised) << "nothing is left to interrupt for";
+}
+
 TEST_F(ShadowDoorbellsTest, EveryCommandCompletesWithFewerRegisterWrites)
 {
     start();

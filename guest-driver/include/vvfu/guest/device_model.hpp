@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "vvfu/guest/counters.hpp"
 #include "vvfu/guest/dma_space.hpp"
@@ -20,13 +21,16 @@
 
 namespace vvfu::guest {
 
-/// Interrupts towards the driver guest. Vectors are numbered per VFIO IRQ index (control::kIrq*).
+/// Interrupts towards the driver guest. Vectors are numbered per VFIO IRQ index (control::kIrq*). Executor's thread only.
 class IrqSink {
 public:
     virtual ~IrqSink() = default;
-    /// Rings the doorbell of a vector. Executor's thread or a worker. Never blocks. Everything the device wrote to
-    /// the peer's memory before is visible to the peer first.
+    /// Rings the doorbell of a vector. Never blocks. Everything the device wrote to the peer's memory before is visible
+    /// to the peer first.
     virtual void trigger(std::uint32_t index, std::uint32_t vector) = 0;
+    /// Takes back what was triggered by message and is not sent yet: the vectors of `index`. For when the function may
+    /// not interrupt any more; what was sent is waited for (VVFU-RESET-8).
+    [[nodiscard]] virtual std::vector<std::uint32_t> withdraw(std::uint32_t index) = 0;
     /// A trigger is latched because the vector has no target.
     [[nodiscard]] virtual bool pending(std::uint32_t index, std::uint32_t vector) = 0;
 };

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -47,8 +48,8 @@ struct PciFunction {
 ///
 /// The MSI-X table is kept by the driver VMM and never reaches the device; the table here is plain storage for clients
 /// that do forward it. Its mask bits, and Function Mask, have no effect: QEMU and Cloud Hypervisor obey those of their
-/// own table, and a vector that is masked by SET_IRQS has no doorbell target. The PBA reads as the pending state of the
-/// doorbells.
+/// own table, and a vector that is masked by SET_IRQS has no doorbell target. The PBA shows the messages that wait
+/// for bus mastering, and the pending state of the doorbells.
 class PciDevice : public DeviceModel {
 public:
     /// Throws std::invalid_argument when `function` is not realisable (that is a bug in the model).
@@ -81,9 +82,10 @@ protected:
     /// MSI-X Enable of Message Control, or the peer connected MSI-X vectors: with VFIO the latter is what enables them.
     [[nodiscard]] bool msix_enabled() const noexcept;
     /// Bus Master Enable of Command, in power state D0. Without it the function does no DMA and sends no MSI or MSI-X
-    /// message: DmaSpace's gate is closed and triggers are dropped, before the write that cleared it is answered.
+    /// message: DmaSpace's gate is closed, and messages wait, before the write that cleared it is answered.
     [[nodiscard]] bool bus_master() const noexcept;
-    /// Sends MSI-X message `vector` (dropped while MSI-X is disabled). Edge.
+    /// Sends MSI-X message `vector` (dropped while MSI-X is disabled). Edge. Without bus_master() it is pending, once per
+    /// vector, until the function may send it, or a reset.
     void msix_trigger(std::uint16_t vector);
     /// Drives INTA#. Level: asserted again after each unmask by the peer while it stays high. Has no effect
     /// while MSI-X is enabled or Interrupt Disable of Command is set, beyond remembering the level.
@@ -97,6 +99,7 @@ private:
     void config_write(std::size_t offset, std::span<const std::byte> data);
     [[nodiscard]] bool in_d0() const noexcept;
     void update_gate();
+    void send_pending();
     void pba_read(std::size_t offset, std::span<std::byte> out);
     void intx_evaluate();
     /// A part of a BAR as it is routed.
@@ -112,6 +115,7 @@ private:
     PciFunction function_;
     RegisterBank config_;
     std::vector<std::byte> msix_table_;
+    std::set<std::uint16_t> msix_pending_;  ///< messages that wait until bus_master()
     bool msix_assigned_ = false;
     bool intx_level_ = false;
     bool intx_masked_ = false;  ///< automasked: signalled, and the peer has not unmasked since

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "vvfu/guest/device_model.hpp"
 #include "vvfu/guest/error.hpp"
@@ -38,7 +39,7 @@ struct SessionCounters {
     std::uint64_t restarts = 0;
 };
 
-/// Reactor's thread only, except trigger(). The order of use: create, services(), make the model, start(), and before
+/// Reactor's thread only. The order of use: create, services(), make the model, start(), and before
 /// destruction stop() until its callback ran (or let the reactor never run again).
 class Session final : public MessageDma, public IrqSink {
 public:
@@ -70,6 +71,7 @@ public:
 
     // IrqSink
     void trigger(std::uint32_t index, std::uint32_t vector) override;
+    [[nodiscard]] std::vector<std::uint32_t> withdraw(std::uint32_t index) override;
     [[nodiscard]] bool pending(std::uint32_t index, std::uint32_t vector) override;
 
 private:
