@@ -95,6 +95,30 @@ def test_doorbell(accelerator, machine, guest, driver, session):
         assert trace.count("doorbell_write doorbell 1 size 4") == 2
 
 
+def test_doorbells_beyond_what_kvm_is_given(accelerator, tmp_path):
+    vectors, path = 1056, tmp_path / "device.sock"
+    options = ["-device", device_option(socket=str(path), doorbells=1 + vectors), "-trace", "virtio_vfio_user_doorbell*"]
+    with guest_machine(accelerator, tmp_path, *options) as machine, \
+            open(os.eventfd(0, os.EFD_NONBLOCK), "rb", buffering=0) as event:
+        guest = TinyGuest(machine)
+        driver = drv.Driver(machine)
+        driver.initialise()
+        driver.register(msix=vectors)
+        with driver.session(path) as peer:
+            for start in range(0, vectors, 16):
+                peer.send(client.SET_IRQS, client.set_irqs(0x24, 2, start, 16), [event.fileno()] * 16)
+                driver.reply(driver.expect(drv.IRQ_INFO))
+                assert peer.receive()[:2] == (client.SET_IRQS, 0)
+            assert machine.output().count(" ioeventfd 1") == (1024 if accelerator == "kvm" else 0)
+            for doorbell in (1, vectors):  # 0 is INTx
+                guest.store(driver.doorbells + 4 * doorbell, 1)
+            assert is_signalled(event)
+            assert os.eventfd_read(event.fileno()) == 2
+        trace = machine.output()
+        assert trace.count("doorbell_write doorbell 1 ") == (0 if accelerator == "kvm" else 1)
+        assert trace.count(f"doorbell_write doorbell {vectors} ") == 1
+
+
 def test_notification(accelerator, machine, guest, driver, session):
     driver.msix_vector(6, MSI_ADDRESS, VECTOR)
     machine.store(2, driver.notifications + 2, 6)  # of notification 0, the INTx resample eventfd
