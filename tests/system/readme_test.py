@@ -90,8 +90,11 @@ def readme(tmp_path):
 
 
 def device_vm_is_ready(monitor):
-    tree = monitor.execute("human-monitor-command", **{"command-line": "info qtree"})
-    return 'session-state = "no driver"' in tree and f"window-size = {8 << 30} " in tree
+    functions = [f"/machine/peripheral-anon/{device['name']}" for device in
+                 monitor.execute("qom-list", path="/machine/peripheral-anon")
+                 if device["type"] == "child<virtio-vfio-user-pci>"]
+    return [(monitor.get(path, "session-state"), monitor.get(path, "window-size")) for path in functions] == [
+        ("no driver", 8 << 30)]
 
 
 def test_device_vm(readme):

@@ -104,64 +104,6 @@ static const PropertyInfo vvfu_prop_socket = {
     .release = vvfu_release_socket,
 };
 
-/* ---- read-only properties: the state of the session ---- */
-
-static VvfuCoreState vvfu_get_state(Object *obj)
-{
-    VirtioVfioUser *s = VIRTIO_VFIO_USER(obj);
-    VvfuCoreState state = { .state = "not realized" };
-
-    if (s->core) {
-        vvfu_core_state(s->core, &state);
-    }
-    return state;
-}
-
-static void vvfu_get_session_state(Object *obj, Visitor *v, const char *name,
-                                   void *opaque, Error **errp)
-{
-    char *state = (char *)vvfu_get_state(obj).state;
-
-    visit_type_str(v, name, &state, errp);
-}
-
-static const PropertyInfo vvfu_prop_session_state = {
-    .type = "str",
-    .description = "state of the session",
-    .get = vvfu_get_session_state,
-};
-
-#define VVFU_COUNTER(field)                                                    \
-    static void vvfu_get_##field(Object *obj, Visitor *v, const char *name,    \
-                                 void *opaque, Error **errp)                   \
-    {                                                                          \
-        uint64_t value = vvfu_get_state(obj).field;                            \
-                                                                               \
-        visit_type_uint64(v, name, &value, errp);                              \
-    }                                                                          \
-    static const PropertyInfo vvfu_prop_##field = {                            \
-        .type = "uint64",                                                      \
-        .get = vvfu_get_##field,                                               \
-    }
-
-VVFU_COUNTER(epoch);
-VVFU_COUNTER(peer_pid);
-VVFU_COUNTER(peer_uid);
-VVFU_COUNTER(mapped_bytes);
-VVFU_COUNTER(mapped_ranges);
-VVFU_COUNTER(message_ranges);
-VVFU_COUNTER(requests);
-VVFU_COUNTER(protocol_errors);
-VVFU_COUNTER(deadline_expiries);
-VVFU_COUNTER(unknown_replies);
-VVFU_COUNTER(silences);
-VVFU_COUNTER(dropped_accesses);
-
-#define VVFU_STATE_PROP(_name, _info)                                          \
-    {                                                                          \
-        .name = _name, .info = &_info                                          \
-    }
-
 static const Property vvfu_properties[] = {
     { .name = "socket", .info = &vvfu_prop_socket },
     DEFINE_PROP_SIZE("window-size", VirtioVfioUser, window_size, 8 * GiB),
@@ -175,19 +117,6 @@ static const Property vvfu_properties[] = {
     DEFINE_PROP_UINT32("unmap-timeout", VirtioVfioUser, unmap_timeout, 1000),
     DEFINE_PROP_UINT32("access-timeout", VirtioVfioUser, access_timeout, 2000),
     DEFINE_PROP_UINT16("x-virtio-id", VirtioVfioUser, virtio_id, 63),
-    VVFU_STATE_PROP("session-state", vvfu_prop_session_state),
-    VVFU_STATE_PROP("epoch", vvfu_prop_epoch),
-    VVFU_STATE_PROP("peer-pid", vvfu_prop_peer_pid),
-    VVFU_STATE_PROP("peer-uid", vvfu_prop_peer_uid),
-    VVFU_STATE_PROP("mapped-bytes", vvfu_prop_mapped_bytes),
-    VVFU_STATE_PROP("mapped-ranges", vvfu_prop_mapped_ranges),
-    VVFU_STATE_PROP("message-ranges", vvfu_prop_message_ranges),
-    VVFU_STATE_PROP("requests", vvfu_prop_requests),
-    VVFU_STATE_PROP("protocol-errors", vvfu_prop_protocol_errors),
-    VVFU_STATE_PROP("deadline-expiries", vvfu_prop_deadline_expiries),
-    VVFU_STATE_PROP("unknown-replies", vvfu_prop_unknown_replies),
-    VVFU_STATE_PROP("silences", vvfu_prop_silences),
-    VVFU_STATE_PROP("dropped-accesses", vvfu_prop_dropped_accesses),
 };
 
 static const struct {
@@ -221,19 +150,6 @@ static const struct {
       "Milliseconds that the guest has to answer a register access or any "
       "other request, 1 to 4000" },
     { "x-virtio-id", "Virtio device ID, 1 to 63" },
-    { "session-state",
-      "State of the session: no driver, no device, listening, negotiating, "
-      "connected or broken" },
-    { "epoch", "Number of the current or last session" },
-    { "peer-pid", "Process ID of the connected peer, or 0" },
-    { "peer-uid", "User ID of the connected peer" },
-    { "mapped-bytes", "Bytes of the peer's memory in the window" },
-    { "mapped-ranges", "Ranges of the peer's memory in the window" },
-    { "message-ranges", "Ranges of the peer's memory outside of the window" },
-    { "requests", "Messages that the peer sent" },
-    { "protocol-errors", "Messages of the peer that were refused" },
-    { "deadline-expiries", "Times that the guest or the peer was too late" },
-    { "unknown-replies", "Replies of the guest that answered nothing" },
 };
 
 /* ---- checks ---- */

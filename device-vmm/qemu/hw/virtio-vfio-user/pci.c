@@ -293,6 +293,7 @@ static void vvfu_pci_realize(VirtIOPCIProxy *proxy, Error **errp)
     s->parent_config_write = s->pci->config_write;
     s->pci->config_write = vvfu_write_config;
     vvfu_notifications_use_irqfds(s);
+    vvfu_state_publish(s);
 }
 
 static void vvfu_pci_exit(PCIDevice *pci)
@@ -302,6 +303,7 @@ static void vvfu_pci_exit(PCIDevice *pci)
     VirtioVfioUser *s = &VIRTIO_VFIO_USER_PCI(pci)->vdev;
 
     /* The device itself is unrealized already. */
+    vvfu_state_unpublish(s);
     vvfu_notifications_unuse_irqfds(s);
     vvfu_pci_release(s);
     parent->exit(pci);

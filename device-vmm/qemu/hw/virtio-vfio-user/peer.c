@@ -251,8 +251,8 @@ static void vvfu_peer_readable(void *opaque)
     vvfu_enter(s);
     for (int i = 0; i < VVFU_MAX_RECEIVES; i++) {
         /* The connection may have ended. */
-        if (s->peer.fd != fd || fd < 0 ||
-            !vvfu_core_wants_peer_data(s->core) || !vvfu_receive(s)) {
+        if (s->peer.fd != fd || fd < 0 || !vvfu_core_wants_peer_data(s->core) ||
+            !vvfu_receive(s)) {
             break;
         }
     }

@@ -17,15 +17,11 @@
  */
 #define VVFU_MAX_ROUNDS 16
 
-void vvfu_mark_broken(VirtioVfioUser *s)
+const char *vvfu_id(const VirtioVfioUser *s)
 {
-    VirtIODevice *vdev = VIRTIO_DEVICE(s);
+    const char *id = DEVICE(s->pci)->id;
 
-    if (virtio_vdev_has_feature(vdev, VIRTIO_F_VERSION_1)) {
-        vdev->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-        virtio_notify_config(vdev);
-    }
-    vdev->broken = true;
+    return id ? id : TYPE_VIRTIO_VFIO_USER_PCI;
 }
 
 static void vvfu_device_broken(void *opaque, const char *reason)
@@ -40,8 +36,7 @@ static void vvfu_device_broken(void *opaque, const char *reason)
 static void vvfu_log(void *opaque, int level, const char *text)
 {
     VirtioVfioUser *s = opaque;
-    DeviceState *pci = DEVICE(s->pci);
-    const char *id = pci->id ? pci->id : TYPE_VIRTIO_VFIO_USER_PCI;
+    const char *id = vvfu_id(s);
 
     trace_virtio_vfio_user_log(level, text);
     switch (level) {

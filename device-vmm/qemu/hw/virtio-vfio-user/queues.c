@@ -94,12 +94,8 @@ static ssize_t vvfu_copy_message(VirtioVfioUser *s, VirtQueueElement *element)
     size_t length = iov_size(element->out_sg, element->out_num);
 
     if (length > VVFU_MAX_MESSAGE_SIZE) {
-        g_autofree char *text =
-            g_strdup_printf("the guest sent a message of %zu bytes", length);
-
-        vvfu_core_log(s->core, vvfu_now(), VVFU_LOG_ERROR,
-                      "a message was too long", text);
-        vvfu_mark_broken(s);
+        virtio_error(VIRTIO_DEVICE(s), "%s: the guest sent %zu bytes at once",
+                     vvfu_id(s), length);
         return -1;
     }
     return iov_to_buf(element->out_sg, element->out_num, 0, s->message, length);
@@ -276,8 +272,7 @@ static void vvfu_push_used(VirtioVfioUser *s)
 
     while (!s->unrealized && (chain = QSIMPLEQ_FIRST(&s->used_chains))) {
         QSIMPLEQ_REMOVE_HEAD(&s->used_chains, next);
-        virtqueue_push(s->queues[chain->queue], chain->element,
-                       chain->written);
+        virtqueue_push(s->queues[chain->queue], chain->element, chain->written);
         s->notify_queues |= BIT(chain->queue);
         g_free(chain->element);
         g_free(chain);
@@ -328,7 +323,9 @@ bool vvfu_queues_settle(VirtioVfioUser *s)
     vvfu_push_used(s);
     if (s->break_pending && !s->unrealized) {
         s->break_pending = false;
-        vvfu_mark_broken(s);
+        /* The core's log has the reason. */
+        virtio_error(VIRTIO_DEVICE(s), "%s: the guest must reset the device",
+                     vvfu_id(s));
     }
     vvfu_queues_notify(s);
     more = vvfu_take_buffers(s);

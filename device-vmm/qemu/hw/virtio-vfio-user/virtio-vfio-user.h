@@ -129,8 +129,8 @@ struct VirtioVfioUser {
     uint64_t last_token;
     VvfuChainList request_buffers; /* posted, empty */
     VvfuChainList used_chains;     /* filled, to give back */
-    uint32_t notify_queues; /* bit per queue: used buffers to announce */
-    uint8_t *message;       /* VVFU_MAX_MESSAGE_SIZE bytes, private copies */
+    uint32_t notify_queues;        /* bit per queue: used buffers to announce */
+    uint8_t *message; /* VVFU_MAX_MESSAGE_SIZE bytes, private copies */
 
     VvfuPeer peer;
 
@@ -147,10 +147,9 @@ struct VirtioVfioUser {
     VvfuRegisters doorbell_page;
     VvfuRegisters notification_page;
     VvfuDoorbell *doorbells; /* until the function is finalized */
-    unsigned ioeventfds;
-    int aio_file; /* -1: no AIO */
+    int aio_file;            /* -1: no AIO */
     unsigned long aio_context;
-    GSList *retired_ioeventfds; /* KVM may know them until the commit */
+    GSList *retired_ioeventfds;      /* KVM may know them until the commit */
     VvfuNotification *notifications; /* as doorbells */
     uint16_t notification_select;
 };
@@ -170,6 +169,11 @@ static inline uint64_t vvfu_now(void)
 
 /* The properties' ranges; the socket and the BAR are checked elsewhere. */
 bool vvfu_check_properties(VirtioVfioUser *s, Error **errp);
+
+/* ---- state.c: read-only properties of the realized function ---- */
+
+void vvfu_state_publish(VirtioVfioUser *s);
+void vvfu_state_unpublish(VirtioVfioUser *s);
 
 /* ---- pci.c ---- */
 
@@ -195,11 +199,8 @@ void vvfu_settle(VirtioVfioUser *s);
 /* begin, and end and settle: around the calls for one event. */
 void vvfu_enter(VirtioVfioUser *s);
 void vvfu_leave(VirtioVfioUser *s);
-/*
- * As virtio_error(), but without its line: the guest can provoke those without
- * end. Say why with vvfu_core_log(), which is limited.
- */
-void vvfu_mark_broken(VirtioVfioUser *s);
+/* What messages to the user call this device. */
+const char *vvfu_id(const VirtioVfioUser *s);
 
 /* ---- queues.c ---- */
 
