@@ -206,11 +206,12 @@ void FileBacking::submit(Work work, Done done)
 {
     const auto error = std::make_shared<int>(0);
     file_->unfinished.fetch_add(1, std::memory_order_relaxed);
-    workers_.submit([file = file_, work = std::move(work), error]() mutable { *error = work(*file); },
-                    [file = file_, error, done = std::move(done)] {
-                        file->unfinished.fetch_sub(1, std::memory_order_relaxed);
-                        done(*error);
-                    });
+    workers_.submit(
+        file_.get(), [file = file_, work = std::move(work), error]() mutable { *error = work(*file); },
+        [file = file_, error, done = std::move(done)] {
+            file->unfinished.fetch_sub(1, std::memory_order_relaxed);
+            done(*error);
+        });
 }
 
 void FileBacking::read(ByteRange range, ReadDone done)

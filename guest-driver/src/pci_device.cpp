@@ -347,8 +347,8 @@ bool PciDevice::in_d0() const noexcept
     return (config_.get(kPmCap + PCI_PM_CTRL, 2) & PCI_PM_CTRL_STATE_MASK) == 0;
 }
 
-// A pending bit is a message that waits for bus mastering, or a doorbell write that is latched because the vector has no
-// target.
+// A pending bit is a message that waits for bus mastering, or a doorbell write that is latched because the vector has
+// no target.
 void PciDevice::pba_read(std::size_t offset, std::span<std::byte> out)
 {
     for (std::size_t i = 0; i < out.size(); ++i) {
@@ -434,8 +434,18 @@ bool PciDevice::bus_master() const noexcept
     return (config_.get(PCI_COMMAND, 2) & PCI_COMMAND_MASTER) != 0 && in_d0();
 }
 
+/// The interrupt state is the executor's, and so is the gate: another thread could send a message after both were
+/// closed.
+void PciDevice::check_thread() const
+{
+    if (!services_.executor.current()) {
+        throw std::logic_error("an interrupt from another thread than the executor's");
+    }
+}
+
 void PciDevice::msix_trigger(std::uint16_t vector)
 {
+    check_thread();
     if (!resetting_ && vector < function_.msix_vectors && msix_enabled()) {
         if (bus_master()) {
             services_.irqs.trigger(control::kIrqMsix, vector);
@@ -447,6 +457,7 @@ void PciDevice::msix_trigger(std::uint16_t vector)
 
 void PciDevice::intx_set(bool level)
 {
+    check_thread();
     intx_level_ = level && function_.intx;
     // Interrupt Status shows the level whatever Interrupt Disable says (PCI 3.0 6.2.3).
     const auto status = config_.get(PCI_STATUS, 2) & ~std::uint64_t{PCI_STATUS_INTERRUPT};

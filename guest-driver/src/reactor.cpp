@@ -90,6 +90,12 @@ void Reactor::after(std::chrono::nanoseconds delay, Task task)
     timers_.push({now() + delay, timer_order_++, std::make_shared<Task>(std::move(task))});
 }
 
+bool Reactor::current() const noexcept
+{
+    const auto loop = thread_.load(std::memory_order_relaxed);
+    return loop == std::this_thread::get_id() || loop == std::thread::id{};
+}
+
 Result<void> Reactor::watch(int fd, std::uint32_t events, Ready ready)
 {
     auto watcher = std::make_unique<Watcher>();

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <stdexcept>
 #include <utility>
 
 #include "session_impl.hpp"
@@ -391,6 +392,9 @@ void Session::Impl::shut_down()
 
 void Session::Impl::trigger(std::uint32_t index, std::uint32_t vector)
 {
+    if (!reactor_.current()) {
+        throw std::logic_error("an interrupt from another thread than the executor's");
+    }
     if (index >= irq_counts_.size() || vector >= irq_counts_[index]) {
         return;
     }

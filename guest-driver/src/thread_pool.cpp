@@ -8,8 +8,8 @@
 
 namespace vvfu::guest {
 
-ThreadPool::ThreadPool(Executor &executor, unsigned max_threads)
-    : executor_(executor), max_threads_(std::max(1u, max_threads))
+ThreadPool::ThreadPool(Executor &executor, unsigned threads_per_lane)
+    : executor_(executor), threads_per_lane_(std::max(1u, threads_per_lane))
 {
 }
 
@@ -32,14 +32,20 @@ void ThreadPool::stop()
     }
 }
 
-void ThreadPool::submit(std::function<void()> work, std::function<void()> done)
+void ThreadPool::submit(Lane lane, std::function<void()> work, std::function<void()> done)
 {
     const std::lock_guard lock{mutex_};
     if (stopping_) {
         return;
     }
-    jobs_.push_back({std::move(work), std::move(done)});
-    if (jobs_.size() > idle_ && threads_.size() < max_threads_) {
+    auto &state = lanes_[lane];
+    if (state.admitted == threads_per_lane_) {
+        state.waiting.push_back({lane, std::move(work), std::move(done)});
+        return;
+    }
+    ++state.admitted;
+    jobs_.push_back({lane, std::move(work), std::move(done)});
+    if (jobs_.size() > idle_) {
         try {
             threads_.emplace_back([this] { thread_main(); });
         } catch (const std::system_error &) {
@@ -48,12 +54,25 @@ void ThreadPool::submit(std::function<void()> work, std::function<void()> done)
                 auto job = std::move(jobs_.back());
                 jobs_.pop_back();
                 job.work();
+                ended(lane);
                 executor_.post(std::move(job.done));
             }
             return;
         }
     }
     wakeup_.notify_one();
+}
+
+/// A place in the lane is free. mutex_ is held.
+void ThreadPool::ended(Lane lane)
+{
+    const auto it = lanes_.find(lane);
+    if (auto &waiting = it->second.waiting; !waiting.empty()) {
+        jobs_.push_back(std::move(waiting.front()));
+        waiting.pop_front();
+    } else if (--it->second.admitted == 0) {
+        lanes_.erase(it);
+    }
 }
 
 unsigned ThreadPool::threads() const
@@ -83,6 +102,7 @@ void ThreadPool::thread_main()
         job.work = nullptr;  // what it captured is gone before `done` runs
         executor_.post(std::move(job.done));
         lock.lock();
+        ended(job.lane);
     }
 }
 

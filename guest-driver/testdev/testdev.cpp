@@ -296,7 +296,7 @@ void Testdev::run(const TransferPtr &transfer)
             default: break;  // kCopy: it is there
         }
     };
-    services().workers.submit(std::move(work), bind([transfer](Testdev &self) { self.finish(transfer); }));
+    services().workers.submit(this, std::move(work), bind([transfer](Testdev &self) { self.finish(transfer); }));
 }
 
 void Testdev::finish(const TransferPtr &transfer)

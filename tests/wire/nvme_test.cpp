@@ -449,6 +449,34 @@ TEST_F(NvmeStoppedWrites, KeepNoMemoryOfThePeer)
     expect_no_deadline(loopback);
 }
 
+TEST(NvmeWire, ABackingThatHangsDoesNotHoldUpAnother)
+{
+    TemporaryDirectory directory;
+    std::vector<std::string> arguments{"nvme"};
+    for (const auto *name : {"one.img", "two.img"}) {
+        std::ofstream(directory.path(name)) << std::string(kMiB, 'x');
+        arguments.push_back("--backing=" + directory.path(name));
+    }
+    StallingStorage storage{"pwritev"};
+    LoopbackProcess loopback(loopback_program(), arguments, storage.fds(), storage.environment());
+    NvmeSession session(loopback);
+    auto &host = session.host;
+    ASSERT_EQ(host.create_io_queue(1, 64).status, 0);
+    ASSERT_EQ(host.create_io_queue(2, 64).status, 0);
+    const auto buffer = host.allocate(4096);
+    for (unsigned i = 0; i < 20; ++i) {
+        host.submit(1, host.write_command(1, i * 8, 8).prps(buffer, 0));
+    }
+    host.ring(1);
+    ASSERT_TRUE(storage.wait_for(8)) << "all the threads that one backing can have";
+    ASSERT_EQ(host.execute(2, host.read_command(2, 0, 8).prps(buffer, 0)).status, 0);
+    EXPECT_FALSE(host.poll(1));
+    storage.release(20);
+    for (unsigned i = 0; i < 20; ++i) {
+        EXPECT_EQ(host.wait(1).status, 0);
+    }
+}
+
 TEST(NvmeWire, DataInAFileSurvivesPeersAndServers)
 {
     TemporaryDirectory directory;

@@ -118,7 +118,11 @@ TEST_F(ApplicationTest, RefusedRegistrationIsAFailure)
 
 TEST_F(ApplicationTest, ExceptionOfAWorkerIsAFailure)
 {
-    EXPECT_EQ(run([this] { workers.submit([] { throw std::runtime_error("storage broke"); }, [] {}); }), kExitRuntime);
+    EXPECT_EQ(run([this] {
+                  workers.submit(
+                      this, [] { throw std::runtime_error("storage broke"); }, [] {});
+              }),
+              kExitRuntime);
 }
 
 TEST_F(ApplicationTest, EndWithoutASignalReportsNoCounters)

@@ -17,11 +17,12 @@ using testing::HasSubstr;
 class NoExecutor : public guest::Executor {
 public:
     void post(Task) override {}
+    [[nodiscard]] bool current() const noexcept override { return true; }
     void after(std::chrono::nanoseconds, Task) override {}
 };
 class NoWorkers : public guest::Workers {
 public:
-    void submit(std::function<void()>, std::function<void()>) override {}
+    void submit(Lane, std::function<void()>, std::function<void()>) override {}
 };
 class NoIrqs : public guest::IrqSink {
 public:

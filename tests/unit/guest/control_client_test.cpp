@@ -15,6 +15,7 @@ using control::Type;
 class QueueExecutor final : public Executor {
 public:
     void post(Task task) override { tasks.push_back(std::move(task)); }
+    [[nodiscard]] bool current() const noexcept override { return true; }
     void after(std::chrono::nanoseconds, Task task) override { tasks.push_back(std::move(task)); }
     void run()
     {

@@ -56,6 +56,7 @@ public:
 class FakeExecutor : public Executor {
 public:
     void post(Task task) override { tasks.push_back(std::move(task)); }
+    [[nodiscard]] bool current() const noexcept override { return on_thread; }
     void after(std::chrono::nanoseconds, Task task) override { tasks.push_back(std::move(task)); }
     void run()
     {
@@ -66,12 +67,13 @@ public:
         }
     }
     std::deque<Task> tasks;
+    bool on_thread = true;
 };
 
 class InlineWorkers : public Workers {
 public:
     explicit InlineWorkers(Executor &executor) : executor_(executor) {}
-    void submit(std::function<void()> work, std::function<void()> done) override
+    void submit(Lane, std::function<void()> work, std::function<void()> done) override
     {
         work();
         executor_.post(std::move(done));

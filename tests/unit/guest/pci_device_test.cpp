@@ -292,6 +292,16 @@ TEST_F(PciDeviceTest, NoMessageIsPendingAcrossAResetOrWithoutMsix)
     EXPECT_THAT(host.irqs.triggered, IsEmpty());
 }
 
+TEST_F(PciDeviceTest, InterruptsComeFromTheExecutorsThreadOnly)
+{
+    enable_msix();
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    host.executor.on_thread = false;
+    EXPECT_THROW(device->msix_trigger(3), std::logic_error);
+    EXPECT_THROW(device->intx_set(true), std::logic_error);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty());
+}
+
 TEST_F(PciDeviceTest, InD3hotOnlyConfigurationSpaceAnswers)
 {
     const auto pmcsr = capability(PCI_CAP_ID_PM) + PCI_PM_CTRL;

@@ -27,7 +27,7 @@ using control::Type;
 class InlineWorkers final : public Workers {
 public:
     explicit InlineWorkers(Executor &executor) : executor_(executor) {}
-    void submit(std::function<void()> work, std::function<void()> done) override
+    void submit(Lane, std::function<void()> work, std::function<void()> done) override
     {
         work();
         executor_.post(std::move(done));
@@ -993,6 +993,15 @@ TEST_F(SessionTest, VectorsMapToDoorbellsInTheOrderOfTheirIndices)
     EXPECT_TRUE(irqs.pending(control::kIrqMsix, 1));
     EXPECT_FALSE(irqs.pending(control::kIrqMsix, 2));
     EXPECT_FALSE(irqs.pending(control::kIrqErr, 0));
+}
+
+TEST_F(SessionTest, OnlyTheReactorsThreadMayTrigger)
+{
+    start_connected();
+    reactor->post(
+        [&] { std::thread{[&] { EXPECT_THROW(session->trigger(control::kIrqMsix, 0), std::logic_error); }}.join(); });
+    run();
+    EXPECT_TRUE(transport.doorbells_rung.empty());
 }
 
 TEST_F(SessionTest, AVectorWithoutDoorbellIsTriggeredByMessage)

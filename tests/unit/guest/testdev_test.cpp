@@ -326,7 +326,7 @@ TEST_F(TestdevTest, DestructionDuringATransferIsSafe)
 
 /// Keeps what it is given.
 struct HeldWorkers final : guest::Workers {
-    void submit(std::function<void()> work, std::function<void()> done) override
+    void submit(Lane, std::function<void()> work, std::function<void()> done) override
     {
         jobs.emplace_back(std::move(work), std::move(done));
     }

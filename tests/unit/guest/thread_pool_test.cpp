@@ -29,11 +29,12 @@ TEST_F(ThreadPoolTest, RunsWorkElsewhereAndDoneOnTheExecutor)
 {
     ThreadPool pool{*reactor};
     std::thread::id work_thread, done_thread;
-    pool.submit([&] { work_thread = std::this_thread::get_id(); },
-                [&] {
-                    done_thread = std::this_thread::get_id();
-                    reactor->stop();
-                });
+    pool.submit(
+        this, [&] { work_thread = std::this_thread::get_id(); },
+        [&] {
+            done_thread = std::this_thread::get_id();
+            reactor->stop();
+        });
     reactor->run();
     EXPECT_NE(work_thread, std::this_thread::get_id());
     EXPECT_EQ(done_thread, std::this_thread::get_id());
@@ -50,10 +51,41 @@ TEST_F(ThreadPoolTest, WorkThatBlocksDoesNotHoldUpOtherWork)
             reactor->stop();
         }
     };
-    pool.submit([&] { second_ran.wait(); }, count);
-    pool.submit([&] { second_ran.count_down(); }, count);
+    pool.submit(
+        this, [&] { second_ran.wait(); }, count);
+    pool.submit(
+        this, [&] { second_ran.count_down(); }, count);
     reactor->run();
     EXPECT_EQ(pool.threads(), 2u);
+}
+
+TEST_F(ThreadPoolTest, ALaneThatHangsDoesNotHoldUpOthers)
+{
+    std::latch release{1};
+    ThreadPool pool{*reactor, 2};
+    int hanging = 0, others = 0;
+    const char lanes[2]{};
+    for (int i = 0; i < 5; ++i) {
+        pool.submit(
+            &lanes[0], [&] { release.wait(); }, [&] { ++hanging; });
+    }
+    for (int i = 0; i < 5; ++i) {
+        pool.submit(
+            &lanes[1], [] {},
+            [&] {
+                if (++others == 5) {
+                    reactor->stop();
+                }
+            });
+    }
+    reactor->run();
+    EXPECT_EQ(hanging, 0);
+    EXPECT_LE(pool.threads(), 4u);
+    release.count_down();
+    pool.submit(
+        &lanes[0], [] {}, [&] { reactor->stop(); });
+    reactor->run();
+    EXPECT_GE(hanging, 4) << "in their order, two at a time";
 }
 
 TEST_F(ThreadPoolTest, NeverStartsMoreThreadsThanAllowed)
@@ -63,6 +95,7 @@ TEST_F(ThreadPoolTest, NeverStartsMoreThreadsThanAllowed)
     int done = 0;
     for (int i = 0; i < 200; ++i) {
         pool.submit(
+            this,
             [&] {
                 const int now = ++running;
                 for (int seen = highest; now > seen && !highest.compare_exchange_weak(seen, now);) {
@@ -87,7 +120,8 @@ void wait_for_stop(ThreadPool &pool)
 {
     for (bool taken = true; taken; std::this_thread::yield()) {
         const auto probe = std::make_shared<int>(0);
-        pool.submit([probe] {}, [] {});
+        pool.submit(
+            &pool, [probe] {}, [] {});
         taken = probe.use_count() > 1;
     }
 }
@@ -99,13 +133,15 @@ TEST_F(ThreadPoolTest, DestructionWaitsForRunningWorkAndDropsTheRest)
     auto token = std::make_shared<int>(0);
     auto pool = std::make_unique<ThreadPool>(*reactor, 1);
     pool->submit(
+        this,
         [&] {
             started.count_down();
             release.wait();
             ++ran;
         },
         [] {});
-    pool->submit([&ran, token] { ran += 100; }, [token] {});
+    pool->submit(
+        this, [&ran, token] { ran += 100; }, [token] {});
     started.wait();
     // The first work ends when the pool is stopping, not before: else the second might run, too.
     std::thread releaser{[&release, &pool = *pool] {
@@ -122,7 +158,8 @@ TEST_F(ThreadPoolTest, ExceptionOfWorkIsThrownOnTheExecutor)
 {
     ThreadPool pool{*reactor};
     bool done = false;
-    pool.submit([] { throw std::runtime_error("disk full"); }, [&] { done = true; });
+    pool.submit(
+        this, [] { throw std::runtime_error("disk full"); }, [&] { done = true; });
     EXPECT_THROW(reactor->run(), std::runtime_error);
     EXPECT_FALSE(done);
 }
@@ -131,7 +168,8 @@ TEST_F(ThreadPoolTest, TakesNoWorkAfterItWasStopped)
 {
     ThreadPool pool{*reactor};
     pool.stop();
-    pool.submit([] { ADD_FAILURE(); }, [] { ADD_FAILURE(); });
+    pool.submit(
+        this, [] { ADD_FAILURE(); }, [] { ADD_FAILURE(); });
     EXPECT_EQ(pool.threads(), 0u);
     pool.stop();
 }

@@ -29,6 +29,7 @@ namespace vvfu::nvme::test {
 class TestExecutor final : public guest::Executor {
 public:
     void post(Task task) override { tasks.push_back(std::move(task)); }
+    [[nodiscard]] bool current() const noexcept override { return on_thread; }
     void after(std::chrono::nanoseconds delay, Task task) override { timers.emplace_back(delay, std::move(task)); }
     bool run()
     {
@@ -47,6 +48,7 @@ public:
         }
     }
     std::deque<Task> tasks;
+    bool on_thread = true;
     std::vector<std::pair<std::chrono::nanoseconds, Task>> timers;
 };
 
@@ -54,7 +56,7 @@ public:
 class TestWorkers final : public guest::Workers {
 public:
     explicit TestWorkers(TestExecutor &executor) : executor_(executor) {}
-    void submit(std::function<void()> work, std::function<void()> done) override
+    void submit(Lane, std::function<void()> work, std::function<void()> done) override
     {
         jobs.emplace_back(std::move(work), std::move(done));
         if (!deferred) {

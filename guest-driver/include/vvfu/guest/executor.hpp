@@ -18,6 +18,8 @@ public:
     /// Runs `task` once, not before `delay` has passed. Executor's thread only. Cannot be cancelled: the task checks
     /// whether it is still wanted.
     virtual void after(std::chrono::nanoseconds delay, Task task) = 0;
+    /// The caller is on the executor's thread, or that does not run yet. Any thread.
+    [[nodiscard]] virtual bool current() const noexcept = 0;
 };
 
 /// Threads for work that may block (file I/O). Implemented by ThreadPool, and inline by tests.
@@ -25,8 +27,11 @@ class Workers {
 public:
     virtual ~Workers() = default;
 
+    /// What may hang by itself: work waits for other work of its own lane only. The address of something that is its
+    /// own; there are as many as the configuration asks for, as each may have threads.
+    using Lane = const void *;
     /// Runs `work` on some worker thread, then `done` on the executor's thread. Executor's thread only.
-    virtual void submit(std::function<void()> work, std::function<void()> done) = 0;
+    virtual void submit(Lane lane, std::function<void()> work, std::function<void()> done) = 0;
 };
 
 }  // namespace vvfu::guest

@@ -76,7 +76,7 @@ protected:
     /// What bus_master() says has changed. Not called by a reset, which clears it.
     virtual void bus_master_changed() {}
 
-    // ---- for models to use ----
+    // ---- for models to use: executor's thread only, else std::logic_error is thrown ----
 
     [[nodiscard]] DeviceServices &services() noexcept { return services_; }
     /// MSI-X Enable of Message Control, or the peer connected MSI-X vectors: with VFIO the latter is what enables them.
@@ -84,8 +84,8 @@ protected:
     /// Bus Master Enable of Command, in power state D0. Without it the function does no DMA and sends no MSI or MSI-X
     /// message: DmaSpace's gate is closed, and messages wait, before the write that cleared it is answered.
     [[nodiscard]] bool bus_master() const noexcept;
-    /// Sends MSI-X message `vector` (dropped while MSI-X is disabled). Edge. Without bus_master() it is pending, once per
-    /// vector, until the function may send it, or a reset.
+    /// Sends MSI-X message `vector` (dropped while MSI-X is disabled). Edge. Without bus_master() it is pending, once
+    /// per vector, until the function may send it, or a reset.
     void msix_trigger(std::uint16_t vector);
     /// Drives INTA#. Level: asserted again after each unmask by the peer while it stays high. Has no effect
     /// while MSI-X is enabled or Interrupt Disable of Command is set, beyond remembering the level.
@@ -100,6 +100,7 @@ private:
     [[nodiscard]] bool in_d0() const noexcept;
     void update_gate();
     void send_pending();
+    void check_thread() const;
     void pba_read(std::size_t offset, std::span<std::byte> out);
     void intx_evaluate();
     /// A part of a BAR as it is routed.

@@ -37,6 +37,7 @@ public:
 
     void post(Task task) override;
     void after(std::chrono::nanoseconds delay, Task task) override;
+    [[nodiscard]] bool current() const noexcept override;
 
     // Loop's thread only, or before it runs:
 
