@@ -109,7 +109,7 @@ def test_driver_vm_without_shared_memory_does_io_by_message(stage):
 
 
 def test_driver_guest_behind_a_viommu_maps_and_unmaps_for_every_transfer(stage):
-    driver = stage.lab.new_driver(stage.source, iommu=True)
+    driver = stage.lab.new_driver(stage.source, iommu="intel")
     before = stage.device.property("requests")
     write_source(driver)
     assert reads_the_same(stage, driver)

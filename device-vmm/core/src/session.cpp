@@ -213,8 +213,9 @@ Nanoseconds Session::time_left(Nanoseconds now) const
 void Session::refuse(const Header &request, const Refusal &refusal)
 {
     ++env_.counters.protocol_errors;
-    // Clients ask for what is optional to find out whether it is there.
-    const auto level = refusal.error == ENOTSUP ? LogLevel::debug : LogLevel::warning;
+    // Clients ask for what is optional to find out whether it is there, and unmap spans of a vIOMMU that had nothing.
+    const bool usual = refusal.error == ENOTSUP || refusal.error == ENOENT;
+    const auto level = usual ? LogLevel::debug : LogLevel::warning;
     env_.log.write(level, std::string{vfio_user::name(request.kind())} + " was refused", describe(request, refusal));
     //= VVFU-OP-1
     //# The device MUST NOT reply to a command of the peer that has NO_REPLY set, not even with an error.

@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -72,8 +73,8 @@ class Lab:
     def driver_image(self, extra=()):
         """extra: more programs than every driver guest has."""
         programs = ["mke2fs", "nvme", *extra]
-        # virtio_blk: for the disk with the data to write.
-        return self._image("-".join(["driver", *extra]), ["virtio_blk"],
+        # virtio_blk: for the disk with the data to write. virtio_iommu: devices behind one wait for it.
+        return self._image("-".join(["driver", *extra]), ["virtio_iommu", "virtio_blk"],
                            programs=[host.GuestProgram(name) for name in programs])
 
     def device_vm(self, backing=None, name="device", **options):
@@ -199,20 +200,20 @@ def device_json(socket, identifier="vfu0", address=4):
                        "socket": {"type": "unix", "path": str(socket)}})
 
 
-def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, iommu=False, programs=(), append="",
+def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, iommu=None, programs=(), append="",
               backend=None, hot_plug=None, socket=None):
     """A stock VM with the device as a vfio-user PCI function.
 
     share=False: guest memory that no other process can map, so the device must ask for every byte by message.
-    source: a file that the guest sees as /dev/vda, read-only. iommu: a vIOMMU in strict mode, so that the guest maps and
-    unmaps memory for every transfer. programs: host.GuestProgram names beyond the usual ones. backend: the memory object
+    source: a file that the guest sees as /dev/vda, read-only. iommu: a vIOMMU ("intel" or "virtio") in strict mode, so
+    that the guest maps and unmaps memory for every transfer. programs: host.GuestProgram names beyond the usual ones. backend: the memory object
     but for its ID and size. hot_plug: MiB of memory that can be added. socket: another one than the lab's.
     """
-    machine, accelerator = _machine(lab.accelerator, iommu)
+    machine, accelerator = _machine(lab.accelerator, iommu == "intel")
     more = f",slots=1,maxmem={memory + hot_plug}M" if hot_plug else ""
     arguments = [*accelerator, "-m", f"{memory}M{more}", "-smp", smp]
     if iommu:
-        arguments += ["-device", "intel-iommu,intremap=on,caching-mode=on"]
+        arguments += ["-device", {"intel": "intel-iommu,intremap=on,caching-mode=on", "virtio": "virtio-iommu-pci,addr=3"}[iommu]]
         append = f"intel_iommu=on iommu.strict=1 {append}"
     if share:
         arguments += ["-machine", f"{machine},memory-backend=mem",
@@ -256,6 +257,16 @@ class Loopback:
 
     def log_tail(self, lines=15):
         return "\n".join(self.qemu_log.read_text(errors="replace").splitlines()[-lines:])
+
+    def counters(self):
+        """What SIGUSR1 makes it log, by part of the program."""
+        def logged():
+            return re.findall(r"^.*counters: (\{.*\})\n", self.qemu_log.read_text(errors="replace"), re.MULTILINE)
+
+        before = len(logged())
+        self.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: len(logged()) > before, 10, f"{self.name} logs its counters")
+        return json.loads(logged()[-1])
 
     def stop(self, seconds=20):
         """SIGTERM; returns the exit status."""

@@ -49,8 +49,6 @@ TEST_F(RefusalTest, TheLogNamesCommandErrnoAndField)
     ASSERT_EQ(0, map(0x10000, 0x1000));
     EXPECT_EQ("DMA_MAP refused, EEXIST: overlaps a range, address 0x10000 size 0x2000",
               refused(vu::Command::dma_map, dma_map_payload(0x10000, 0x2000)));
-    EXPECT_EQ("DMA_UNMAP refused, ENOENT: no range is in that span, address 0x11000 size 0x2000",
-              refused(vu::Command::dma_unmap, dma_unmap_payload(0x11000, 0x2000)));
     EXPECT_EQ("DMA_UNMAP refused, EINVAL: cuts a range, address 0x10000 size 0x800",
               refused(vu::Command::dma_unmap, dma_unmap_payload(0x10000, 0x800)));
     EXPECT_EQ("REGION_READ refused, EINVAL: too long, or outside of the region, region 0x0 offset 0x3fff count 0x2",
@@ -69,6 +67,9 @@ TEST_F(RefusalTest, WhatAClientProbesForIsNoWarning)
               refused(vu::Command::device_feature, concat(vu::DeviceFeature{8, 0x10001}), LogLevel::debug));
     EXPECT_EQ("DEVICE_GET_REGION_IO_FDS refused, ENOTSUP: not supported",
               refused(vu::Command::device_get_region_io_fds, concat(vu::RegionIoFds{16, 0, 0, 0}), LogLevel::debug));
+    // vIOMMUs unmap dozens of spans in which there is nothing.
+    EXPECT_EQ("DMA_UNMAP refused, ENOENT: no range is in that span, address 0x11000 size 0x2000",
+              refused(vu::Command::dma_unmap, dma_unmap_payload(0x11000, 0x2000), LogLevel::debug));
 }
 
 TEST_F(RefusalTest, ABadVersionIsExplainedThoughThereIsNoSession)
