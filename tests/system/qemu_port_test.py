@@ -13,7 +13,8 @@ import pytest
 
 from qemuport import driver as drv
 from qemuport import peer as client
-from qemuport.machine import SECONDS, Machine, device_option, eventually, run_to_exit
+from qemuport.machine import (EVENT_LOOPS, SECONDS, Machine, device_option, event_loop_options, eventually,
+                              run_to_exit)
 from qemuport.memory import add_range, remove_range
 from vmlab import host
 from vmlab.qmp import QmpError
@@ -26,11 +27,13 @@ def path(tmp_path):
     return tmp_path / "device.sock"
 
 
-@pytest.fixture
-def machine(tmp_path, path):
+@pytest.fixture(params=EVENT_LOOPS)
+def machine(request, tmp_path, path):
+    arguments, event_loop = event_loop_options(request.param)
     options = {"window-size": 64 * MIB, "region-memory-size": MIB, "doorbells": 8, "notifications": 3,
                "unmap-timeout": 200, "access-timeout": 300, "in_order": True}
-    with Machine(tmp_path / "qemu.log", ["-device", device_option(socket=str(path), **options)]) as running:
+    device = device_option(socket=str(path), **options, **event_loop)
+    with Machine(tmp_path / "qemu.log", [*arguments, "-device", device]) as running:
         yield running
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from qemuport import driver as drv
 from qemuport import peer as client
-from qemuport.machine import SECONDS, Machine, device_option, eventually
+from qemuport.machine import EVENT_LOOPS, SECONDS, Machine, device_option, event_loop_options, eventually
 from qemuport.memory import add_range, remove_range
 from qemuport.tiny_guest import TinyGuest, write_image
 from vmlab import host
@@ -47,8 +47,15 @@ def guest_machine(accelerator, tmp_path, *options):
 
 
 @pytest.fixture
-def machine(accelerator, tmp_path):
-    options = ["-device", device_option(socket=str(tmp_path / "device.sock"), doorbells=8, notifications=3,
+def event_loop(request):
+    return getattr(request, "param", "main-loop")
+
+
+@pytest.fixture
+def machine(accelerator, event_loop, tmp_path):
+    arguments, properties = event_loop_options(event_loop)
+    options = [*arguments,
+               "-device", device_option(socket=str(tmp_path / "device.sock"), doorbells=8, notifications=3, **properties,
                                          **{"window-size": 64 * MIB, "unmap-timeout": 4000}),
                "-trace", "virtio_vfio_user_doorbell*", "-trace", "virtio_vfio_user_notification*"]
     with guest_machine(accelerator, tmp_path, *options) as running:
@@ -78,7 +85,8 @@ def is_signalled(event):
     return bool(select.select([event], [], [], host.deadline(SECONDS))[0])
 
 
-def test_doorbell(accelerator, machine, guest, driver, session):
+@pytest.mark.parametrize("event_loop", EVENT_LOOPS, indirect=True)
+def test_doorbell(accelerator, event_loop, machine, guest, driver, session):
     with open(os.eventfd(0, os.EFD_NONBLOCK), "rb", buffering=0) as event:
         session.send(client.SET_IRQS, client.set_irqs(0x24, 2, 0, 1), [event.fileno()])
         driver.reply(driver.expect(drv.IRQ_INFO))
@@ -88,7 +96,7 @@ def test_doorbell(accelerator, machine, guest, driver, session):
         assert is_signalled(event)
         assert os.eventfd_read(event.fileno()) == 2
     trace = machine.output()
-    if accelerator == "kvm":
+    if accelerator == "kvm" and event_loop == "main-loop":
         assert "doorbell_set doorbell 1" in trace and "ioeventfd 1" in trace
         assert "doorbell_write" not in trace, "no store left the kernel"
     else:

@@ -18,6 +18,14 @@ def device_option(**properties):
     return json.dumps({"driver": "virtio-vfio-user-pci", "id": "vvfu", "addr": "04.0", **properties})
 
 
+EVENT_LOOPS = ("main-loop", "iothread")
+
+
+def event_loop_options(event_loop):
+    """QEMU's options and the device's properties for a device whose socket is served there."""
+    return (["-object", "iothread,id=io"], {"iothread": "io"}) if event_loop == "iothread" else ([], {})
+
+
 def run_to_exit(*arguments):
     """Status and output of a QEMU that is expected to end by itself."""
     result = subprocess.run([host.device_qemu(), *COMMON, *arguments], stdin=subprocess.DEVNULL,

@@ -116,6 +116,8 @@ static const Property vvfu_properties[] = {
                      false),
     DEFINE_PROP_UINT32("unmap-timeout", VirtioVfioUser, unmap_timeout, 1000),
     DEFINE_PROP_UINT32("access-timeout", VirtioVfioUser, access_timeout, 2000),
+    DEFINE_PROP_LINK("iothread", VirtioVfioUser, iothread, TYPE_IOTHREAD,
+                     IOThread *),
     DEFINE_PROP_UINT16("x-virtio-id", VirtioVfioUser, virtio_id, 63),
 };
 
@@ -149,6 +151,9 @@ static const struct {
     { "access-timeout",
       "Milliseconds that the guest has to answer a register access or any "
       "other request, 1 to 4000" },
+    { "iothread",
+      "Event loop for the peer's connection, so that a blocked main loop does "
+      "not block the peer" },
     { "x-virtio-id", "Virtio device ID, 1 to 63" },
 };
 
@@ -240,10 +245,11 @@ static void vvfu_withdraw(VirtioVfioUser *s)
      *# The device MUST end the session, withdraw the emulated device and
      *# forget all outstanding requests when the driver resets it.
      */
-    vvfu_enter(s);
-    vvfu_core_driver_reset(s->core, vvfu_now());
-    vvfu_leave(s);
-    s->core_knows_broken = core_knew;
+    if (vvfu_enter(s)) {
+        vvfu_core_driver_reset(s->core, vvfu_now());
+        vvfu_leave(s);
+    }
+    s->core_knows_broken = core_knew || VIRTIO_DEVICE(s)->broken;
 }
 
 static void vvfu_reset(VirtIODevice *vdev)
@@ -252,7 +258,9 @@ static void vvfu_reset(VirtIODevice *vdev)
 
     vvfu_withdraw(s);
     s->core_knows_broken = false; /* the virtio core mends the device next */
+    vvfu_core_begin(s);
     s->break_pending = false;
+    vvfu_core_end(s);
     vvfu_notifications_reset(s);
 }
 
@@ -264,10 +272,11 @@ static void vvfu_status_changed(VirtIODevice *vdev, uint8_t status)
     if ((status & ~vdev->status & VIRTIO_CONFIG_S_DRIVER_OK) &&
         (status & VIRTIO_CONFIG_S_FEATURES_OK) && vvfu_features_fit(s)) {
         vvfu_queues_start(s);
-        vvfu_enter(s);
-        vvfu_core_driver_ok(s->core, vvfu_now());
-        vvfu_leave(s);
-        qemu_bh_schedule(s->resume); /* buffers that were there before */
+        if (vvfu_enter(s)) {
+            vvfu_core_driver_ok(s->core, vvfu_now());
+            qemu_bh_schedule(s->resume); /* buffers that were there before */
+            vvfu_leave(s);
+        }
     }
     /*
      * DRIVER_OK goes without a reset when Bus Master Enable is cleared. That
@@ -303,7 +312,9 @@ static void vvfu_exit(Notifier *notifier, void *data)
 {
     VirtioVfioUser *s = container_of(notifier, VirtioVfioUser, exit_notifier);
 
+    vvfu_core_begin(s);
     vvfu_peer_remove_socket(s);
+    vvfu_core_end(s);
 }
 
 static bool vvfu_block_migration(VirtioVfioUser *s, Error **errp)
@@ -340,8 +351,8 @@ static void vvfu_device_unrealize(DeviceState *dev)
 
     qemu_remove_exit_notifier(&s->exit_notifier);
     migrate_del_blocker(&s->migration_blocker);
-    qemu_bh_delete(s->resume);
     vvfu_core_stop(s);
+    qemu_bh_delete(s->resume); /* nobody schedules it any more */
     vvfu_queues_cleanup(s);
     virtio_cleanup(VIRTIO_DEVICE(s));
 }
@@ -350,8 +361,14 @@ static void vvfu_device_instance_init(Object *obj)
 {
     VirtioVfioUser *s = VIRTIO_VFIO_USER(obj);
 
+    qemu_mutex_init(&s->lock);
     s->peer.listener = -1;
     s->peer.fd = -1;
+}
+
+static void vvfu_device_instance_finalize(Object *obj)
+{
+    qemu_mutex_destroy(&VIRTIO_VFIO_USER(obj)->lock);
 }
 
 static void vvfu_device_class_init(ObjectClass *klass, VvfuClassData *data)
@@ -381,6 +398,7 @@ static const TypeInfo vvfu_device_info = {
     .parent = TYPE_VIRTIO_DEVICE,
     .instance_size = sizeof(VirtioVfioUser),
     .instance_init = vvfu_device_instance_init,
+    .instance_finalize = vvfu_device_instance_finalize,
     .class_init = vvfu_device_class_init,
 };
 

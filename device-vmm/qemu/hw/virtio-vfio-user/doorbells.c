@@ -33,6 +33,7 @@ static uint64_t vvfu_doorbell_read(VirtioVfioUser *s, hwaddr addr,
                                    unsigned size)
 {
     unsigned index = addr / VVFU_DOORBELL_MULTIPLIER;
+    bool pending;
 
     /*
      *= VVFU-DOORBELL-7
@@ -48,7 +49,10 @@ static uint64_t vvfu_doorbell_read(VirtioVfioUser *s, hwaddr addr,
      *# The device MUST return 1 for a 32-bit read of a doorbell that is
      *# pending, and 0 otherwise.
      */
-    return vvfu_core_doorbell_pending(s->core, index);
+    vvfu_core_begin(s);
+    pending = vvfu_core_doorbell_pending(s->core, index);
+    vvfu_core_end(s);
+    return pending;
 }
 
 static void vvfu_doorbell_write(VirtioVfioUser *s, hwaddr addr, uint64_t value,
@@ -61,6 +65,7 @@ static void vvfu_doorbell_write(VirtioVfioUser *s, hwaddr addr, uint64_t value,
         trace_virtio_vfio_user_doorbell_ignored(addr, size);
         return;
     }
+    vvfu_core_begin(s);
     trace_virtio_vfio_user_doorbell_write(index, size, s->doorbells[index].fd);
     if (s->doorbells[index].fd >= 0) {
         /*
@@ -72,6 +77,7 @@ static void vvfu_doorbell_write(VirtioVfioUser *s, hwaddr addr, uint64_t value,
     } else {
         vvfu_core_doorbell_written(s->core, index);
     }
+    vvfu_core_end(s);
 }
 
 static void vvfu_doorbell_disconnect(VirtioVfioUser *s, unsigned index)
@@ -103,7 +109,9 @@ static void vvfu_doorbell_accelerate(VirtioVfioUser *s, unsigned index)
     VvfuDoorbell *doorbell = &s->doorbells[index];
     int copy;
 
-    if (!kvm_enabled() || vvfu_ioeventfds >= VVFU_MAX_IOEVENTFDS) {
+    /* With an iothread: to forget one needs the BQL, and must not wait. */
+    if (!kvm_enabled() || s->iothread ||
+        vvfu_ioeventfds >= VVFU_MAX_IOEVENTFDS) {
         return;
     }
     /* The core closes its fd before the transaction that forgets it ends. */

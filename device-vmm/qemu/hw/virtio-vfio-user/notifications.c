@@ -3,12 +3,13 @@
  *
  * virtio-vfio-user: notifications. Eventfds that the peer signals raise MSI-X
  * vectors of this function: by KVM while the vector can be delivered, by the
- * main loop otherwise. Events are never lost in between, since the eventfd
- * keeps them.
+ * main loop otherwise, also with an iothread: vectors need the BQL. Events are
+ * never lost in between, since the eventfd keeps them.
  */
 #include "qemu/osdep.h"
 #include <poll.h>
 #include <sys/uio.h>
+#include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "hw/pci/msix.h"
 #include "hw/pci/pci_device.h"
@@ -57,9 +58,12 @@ static void vvfu_notification_fired(void *opaque)
         msix_notify(s->pci, n->vector);
         return;
     }
-    vvfu_enter(s);
-    vvfu_core_notification_fired(s->core, vvfu_now(), index);
-    vvfu_leave(s);
+    if (vvfu_enter(s)) {
+        if (!n->changed) { /* else it is the core's no more */
+            vvfu_core_notification_fired(s->core, vvfu_now(), index);
+        }
+        vvfu_leave(s);
+    }
 }
 
 static void vvfu_watch(VvfuNotification *n, bool on)
@@ -133,12 +137,21 @@ static void vvfu_drop_irqfd(VirtioVfioUser *s, VvfuNotification *n)
     }
 }
 
+static void vvfu_drop_next(VvfuNotification *n)
+{
+    if (n->next_fd >= 0) {
+        close(n->next_fd);
+        n->next_fd = -1;
+    }
+}
+
 static void vvfu_unwatch(VirtioVfioUser *s, VvfuNotification *n)
 {
     if (n->watched) {
         vvfu_drop_irqfd(s, n);
         vvfu_watch(n, false);
         n->watched = false;
+        close(event_notifier_get_fd(&n->notifier));
     }
 }
 
@@ -152,6 +165,26 @@ void vvfu_notification_set(void *opaque, unsigned index, int fd)
     }
     trace_virtio_vfio_user_notification_set(index, fd);
     n = &s->notifications[index];
+    vvfu_drop_next(n);
+    n->changed = true;
+    s->notifications_changed = true;
+    if (fd >= 0) {
+        /* The core may close its own before the BQL is there. */
+        n->next_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        if (n->next_fd < 0) {
+            warn_report_once("virtio-vfio-user: an event of the peer cannot be "
+                             "watched: %s",
+                             strerror(errno));
+        }
+    }
+}
+
+static void vvfu_notification_settle(VirtioVfioUser *s, VvfuNotification *n)
+{
+    int fd = n->next_fd;
+
+    n->changed = false;
+    n->next_fd = -1;
     vvfu_unwatch(s, n);
     if (fd >= 0) {
         event_notifier_init_fd(&n->notifier, fd);
@@ -159,6 +192,20 @@ void vvfu_notification_set(void *opaque, unsigned index, int fd)
         vvfu_watch(n, true);
         vvfu_update_irqfd(s, n);
     }
+}
+
+void vvfu_notifications_settle(VirtioVfioUser *s)
+{
+    vvfu_core_begin(s);
+    if (s->notifications_changed && !s->unrealized) {
+        s->notifications_changed = false;
+        for (uint32_t i = 0; i < s->notification_count; i++) {
+            if (s->notifications[i].changed) {
+                vvfu_notification_settle(s, &s->notifications[i]);
+            }
+        }
+    }
+    vvfu_core_end(s);
 }
 
 static void vvfu_set_vector(VirtioVfioUser *s, VvfuNotification *n,
@@ -277,6 +324,7 @@ void vvfu_notifications_init(VirtioVfioUser *s)
     for (uint32_t i = 0; i < s->notification_count; i++) {
         s->notifications[i].owner = s;
         s->notifications[i].vector = VIRTIO_NO_VECTOR;
+        s->notifications[i].next_fd = -1;
     }
     s->notification_page.read = vvfu_notification_read;
     s->notification_page.write = vvfu_notification_write;
@@ -300,6 +348,7 @@ void vvfu_notifications_reset(VirtioVfioUser *s)
 void vvfu_notifications_cleanup(VirtioVfioUser *s)
 {
     for (uint32_t i = 0; i < s->notification_count; i++) {
+        vvfu_drop_next(&s->notifications[i]);
         vvfu_unwatch(s, &s->notifications[i]);
     }
     vvfu_registers_cleanup(&s->notification_page);

@@ -272,6 +272,8 @@ static void vvfu_pci_realize(VirtIOPCIProxy *proxy, Error **errp)
     VirtioVfioUser *s = &VIRTIO_VFIO_USER_PCI(proxy)->vdev;
 
     s->pci = PCI_DEVICE(proxy);
+    s->context = s->iothread ? iothread_get_aio_context(s->iothread)
+                             : iohandler_get_aio_context();
     virtio_pci_force_virtio_1(proxy);
     proxy->msix_bar_idx = VVFU_BAR_MSIX;
     if (proxy->nvectors == DEV_NVECTORS_UNSPECIFIED) {

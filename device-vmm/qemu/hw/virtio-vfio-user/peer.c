@@ -238,7 +238,7 @@ static bool vvfu_receive(VirtioVfioUser *s)
                         nfds);
     /*
      * The kernel stops behind fds. Less than asked for without any is most
-     * likely all there is; the main loop asks again.
+     * likely all there is; the event loop asks again.
      */
     return (size_t)ret == VVFU_RECEIVE_SIZE || nfds;
 }
@@ -246,9 +246,12 @@ static bool vvfu_receive(VirtioVfioUser *s)
 static void vvfu_peer_readable(void *opaque)
 {
     VirtioVfioUser *s = opaque;
-    int fd = s->peer.fd;
+    int fd;
 
-    vvfu_enter(s);
+    if (!vvfu_enter(s)) {
+        return;
+    }
+    fd = s->peer.fd;
     for (int i = 0; i < VVFU_MAX_RECEIVES; i++) {
         /* The connection may have ended. */
         if (s->peer.fd != fd || fd < 0 || !vvfu_core_wants_peer_data(s->core) ||
@@ -263,8 +266,9 @@ static void vvfu_peer_writable(void *opaque)
 {
     VirtioVfioUser *s = opaque;
 
-    vvfu_enter(s); /* vvfu_leave() flushes */
-    vvfu_leave(s);
+    if (vvfu_enter(s)) {
+        vvfu_leave(s); /* flushes */
+    }
 }
 
 static void vvfu_watch_listener(VirtioVfioUser *s, bool on);
@@ -285,8 +289,9 @@ void vvfu_peer_rearm(VirtioVfioUser *s)
     if (read != peer->watch_read || write != peer->watch_write) {
         peer->watch_read = read;
         peer->watch_write = write;
-        qemu_set_fd_handler(peer->fd, read ? vvfu_peer_readable : NULL,
-                            write ? vvfu_peer_writable : NULL, s);
+        aio_set_fd_handler(s->context, peer->fd,
+                           read ? vvfu_peer_readable : NULL,
+                           write ? vvfu_peer_writable : NULL, NULL, NULL, s);
     }
 }
 
@@ -300,7 +305,7 @@ void vvfu_close_peer(void *opaque)
         /* What was said before the end should still be heard, and be true. */
         vvfu_transaction_end(s);
         vvfu_peer_flush(s);
-        qemu_set_fd_handler(peer->fd, NULL, NULL, NULL);
+        aio_set_fd_handler(s->context, peer->fd, NULL, NULL, NULL, NULL, NULL);
         close(peer->fd);
         peer->fd = -1;
     }
@@ -318,8 +323,8 @@ static void vvfu_watch_listener(VirtioVfioUser *s, bool on)
 {
     if (s->peer.watch_listener != on) {
         s->peer.watch_listener = on;
-        qemu_set_fd_handler(s->peer.listener, on ? vvfu_acceptable : NULL, NULL,
-                            s);
+        aio_set_fd_handler(s->context, s->peer.listener,
+                           on ? vvfu_acceptable : NULL, NULL, NULL, NULL, s);
     }
 }
 
@@ -327,7 +332,10 @@ static void vvfu_retry_accept(void *opaque)
 {
     VirtioVfioUser *s = opaque;
 
-    vvfu_watch_listener(s, s->peer.listening);
+    if (vvfu_enter(s)) {
+        vvfu_watch_listener(s, s->peer.listening);
+        vvfu_leave(s);
+    }
 }
 
 /* The peer is gone, but the core has not come to the end of its data yet. */
@@ -363,7 +371,9 @@ static void vvfu_acceptable(void *opaque)
 {
     VirtioVfioUser *s = opaque;
 
-    vvfu_enter(s);
+    if (!vvfu_enter(s)) {
+        return;
+    }
     for (int i = 0; i < VVFU_MAX_ACCEPTS && s->peer.listening; i++) {
         int fd;
 
@@ -633,14 +643,19 @@ bool vvfu_peer_init(VirtioVfioUser *s, Error **errp)
     QSIMPLEQ_INIT(&s->peer.outbound);
     s->peer.receive_buffer = g_malloc(VVFU_RECEIVE_SIZE);
     s->peer.accept_retry =
-        timer_new_ns(QEMU_CLOCK_REALTIME, vvfu_retry_accept, s);
+        aio_timer_new(s->context, QEMU_CLOCK_REALTIME, SCALE_NS,
+                      vvfu_retry_accept, s);
     return true;
+}
+
+void vvfu_peer_stop(VirtioVfioUser *s)
+{
+    vvfu_close_peer(s);
+    vvfu_unlisten(s);
 }
 
 void vvfu_peer_cleanup(VirtioVfioUser *s)
 {
-    vvfu_close_peer(s);
-    vvfu_unlisten(s);
     if (s->peer.listener >= 0) {
         close(s->peer.listener);
         s->peer.listener = -1;

@@ -29,7 +29,6 @@ static void vvfu_device_broken(void *opaque, const char *reason)
     VirtioVfioUser *s = opaque;
 
     trace_virtio_vfio_user_broken(reason);
-    s->core_knows_broken = true;
     s->break_pending = true;
 }
 
@@ -88,20 +87,24 @@ static const VvfuPortOps vvfu_port_ops = {
 
 void vvfu_core_begin(VirtioVfioUser *s)
 {
-    assert(!s->in_core);
-    s->in_core = true;
+    qemu_mutex_lock(&s->lock);
 }
 
 void vvfu_core_end(VirtioVfioUser *s)
 {
-    s->in_core = false;
+    qemu_mutex_unlock(&s->lock);
 }
 
-void vvfu_enter(VirtioVfioUser *s)
+bool vvfu_enter(VirtioVfioUser *s)
 {
+    vvfu_core_begin(s);
+    if (s->unrealized) {
+        vvfu_core_end(s);
+        return false;
+    }
     /* s lives inside of the PCI function. */
     object_ref(OBJECT(s->pci));
-    vvfu_core_begin(s);
+    return true;
 }
 
 void vvfu_leave(VirtioVfioUser *s)
@@ -145,7 +148,6 @@ static void vvfu_settle_peer(VirtioVfioUser *s)
 {
     bool more = true;
 
-    vvfu_core_begin(s);
     for (int round = 0; more && round < VVFU_MAX_ROUNDS; round++) {
         /* Memory first: a reply can promise that it is gone. */
         vvfu_transaction_end(s);
@@ -154,7 +156,6 @@ static void vvfu_settle_peer(VirtioVfioUser *s)
     vvfu_transaction_end(s);
     vvfu_peer_rearm(s);
     vvfu_arm_deadline(s);
-    vvfu_core_end(s);
 }
 
 static void vvfu_check_broken(VirtioVfioUser *s)
@@ -170,6 +171,20 @@ static void vvfu_check_broken(VirtioVfioUser *s)
     }
 }
 
+/* What needs the lock only; the main loop is told of what needs the BQL. */
+static void vvfu_settle_context(VirtioVfioUser *s)
+{
+    vvfu_core_begin(s);
+    if (!s->unrealized) {
+        vvfu_settle_peer(s);
+        if (!bql_locked() &&
+            (vvfu_queues_unsettled(s) || s->notifications_changed)) {
+            qemu_bh_schedule(s->resume);
+        }
+    }
+    vvfu_core_end(s);
+}
+
 /*
  * Interrupts go where the guest says, config space of the slot included: the
  * device may be unplugged behind each of these steps.
@@ -179,11 +194,16 @@ void vvfu_settle(VirtioVfioUser *s)
     bool more = true;
 
     trace_virtio_vfio_user_settle();
+    if (!bql_locked()) {
+        vvfu_settle_context(s);
+        return;
+    }
     for (int round = 0; more && round < VVFU_MAX_ROUNDS; round++) {
         if (!s->unrealized) {
             vvfu_check_broken(s);
-            vvfu_settle_peer(s);
         }
+        vvfu_settle_context(s);
+        vvfu_notifications_settle(s);
         more = vvfu_queues_settle(s);
     }
     if (more && !s->unrealized) {
@@ -195,8 +215,10 @@ static void vvfu_deadline_passed(void *opaque)
 {
     VirtioVfioUser *s = opaque;
 
+    if (!vvfu_enter(s)) {
+        return;
+    }
     s->armed_deadline = UINT64_MAX;
-    vvfu_enter(s);
     vvfu_core_tick(s->core, vvfu_now());
     vvfu_leave(s);
 }
@@ -222,18 +244,44 @@ bool vvfu_core_create(VirtioVfioUser *s, Error **errp)
         return false;
     }
     s->armed_deadline = UINT64_MAX;
-    s->deadline = timer_new_ns(QEMU_CLOCK_REALTIME, vvfu_deadline_passed, s);
+    s->deadline = aio_timer_new(s->context, QEMU_CLOCK_REALTIME, SCALE_NS,
+                                vvfu_deadline_passed, s);
     return true;
+}
+
+static void vvfu_context_is_idle(void *opaque)
+{
+    qemu_event_set(opaque);
+}
+
+/*
+ * Waits until callbacks of ours that the context has begun are over. In the
+ * main loop's they have the BQL, so none is under way but further up the stack.
+ * The iothread waits for nobody: see the rule in virtio-vfio-user.h.
+ */
+static void vvfu_context_drain(VirtioVfioUser *s)
+{
+    QemuEvent idle;
+
+    if (s->iothread) {
+        qemu_event_init(&idle, false);
+        aio_bh_schedule_oneshot(s->context, vvfu_context_is_idle, &idle);
+        qemu_event_wait(&idle);
+        qemu_event_destroy(&idle);
+    }
 }
 
 void vvfu_core_stop(VirtioVfioUser *s)
 {
-    timer_free(s->deadline);
-    s->deadline = NULL;
     vvfu_core_begin(s);
     vvfu_core_free(s->core);
     s->core = NULL;
-    s->unrealized = true;
+    vvfu_peer_stop(s);
+    timer_del(s->deadline);
     vvfu_transaction_end(s);
+    s->unrealized = true;
     vvfu_core_end(s);
+    vvfu_context_drain(s);
+    timer_free(s->deadline);
+    s->deadline = NULL;
 }

@@ -5,8 +5,9 @@
  * private memory; the core sees only the copy.
  *
  * Rings and buffers are wherever the guest says, registers of any device
- * included, so nothing here is done while a call of the core is in progress:
- * chains are taken before, and what the core did with them is settled after.
+ * included, so nothing here is done while a call of the core is in progress, or
+ * without the BQL: chains are taken before, and what the core did with them is
+ * settled after. In between the core fills mapped memory of the host.
  */
 #include "qemu/osdep.h"
 #include "qemu/iov.h"
@@ -88,6 +89,24 @@ static void vvfu_chain_drop(VirtioVfioUser *s, VvfuChain *chain)
     g_free(chain);
 }
 
+/* Forgets those of one queue. */
+static void vvfu_drop_list(VirtioVfioUser *s, VvfuChainList *list,
+                           unsigned queue)
+{
+    VvfuChainList kept = QSIMPLEQ_HEAD_INITIALIZER(kept);
+    VvfuChain *chain;
+
+    while ((chain = QSIMPLEQ_FIRST(list))) {
+        QSIMPLEQ_REMOVE_HEAD(list, next);
+        if (chain->queue == queue) {
+            vvfu_chain_drop(s, chain);
+        } else {
+            QSIMPLEQ_INSERT_TAIL(&kept, chain, next);
+        }
+    }
+    QSIMPLEQ_CONCAT(list, &kept);
+}
+
 /* Returns the length of the copy in s->message, or -1: the device is broken. */
 static ssize_t vvfu_copy_message(VirtioVfioUser *s, VirtQueueElement *element)
 {
@@ -107,14 +126,14 @@ static void vvfu_control_chain(VirtioVfioUser *s, VirtQueueElement *element)
     ssize_t length = vvfu_copy_message(s, element);
     VvfuChain *chain;
 
-    if (length < 0) {
+    if (length < 0 || !vvfu_may_take(s)) {
         vvfu_detach(s, VVFU_QUEUE_CONTROL, element);
         return;
     }
     chain = vvfu_chain_new(VVFU_QUEUE_CONTROL, element);
+    vvfu_core_begin(s);
     chain->token = ++s->last_token;
     trace_virtio_vfio_user_control_request(chain->token, length, capacity);
-    vvfu_core_begin(s);
     g_hash_table_insert(s->control_chains, &chain->token, chain);
     vvfu_core_control_request(s->core, vvfu_now(), s->last_token, s->message,
                               length, capacity);
@@ -125,7 +144,7 @@ static void vvfu_reply_chain(VirtioVfioUser *s, VirtQueueElement *element)
 {
     ssize_t length = vvfu_copy_message(s, element);
 
-    if (length < 0) {
+    if (length < 0 || !vvfu_may_take(s)) {
         vvfu_detach(s, VVFU_QUEUE_REPLY, element);
         return;
     }
@@ -266,12 +285,24 @@ void vvfu_complete_control(void *opaque, uint64_t token, const void *reply,
 
 /* ---- settling ---- */
 
+static VvfuChain *vvfu_next_used(VirtioVfioUser *s)
+{
+    VvfuChain *chain;
+
+    vvfu_core_begin(s);
+    chain = QSIMPLEQ_FIRST(&s->used_chains);
+    if (chain) {
+        QSIMPLEQ_REMOVE_HEAD(&s->used_chains, next);
+    }
+    vvfu_core_end(s);
+    return chain;
+}
+
 static void vvfu_push_used(VirtioVfioUser *s)
 {
     VvfuChain *chain;
 
-    while (!s->unrealized && (chain = QSIMPLEQ_FIRST(&s->used_chains))) {
-        QSIMPLEQ_REMOVE_HEAD(&s->used_chains, next);
+    while (!s->unrealized && (chain = vvfu_next_used(s))) {
         virtqueue_push(s->queues[chain->queue], chain->element, chain->written);
         s->notify_queues |= BIT(chain->queue);
         g_free(chain->element);
@@ -293,76 +324,97 @@ static void vvfu_queues_notify(VirtioVfioUser *s)
     }
 }
 
+static bool vvfu_has_buffers(VirtioVfioUser *s)
+{
+    bool has;
+
+    vvfu_core_begin(s);
+    has = !QSIMPLEQ_EMPTY(&s->request_buffers);
+    vvfu_core_end(s);
+    return has;
+}
+
 /* All that the guest has posted. True if there are new ones. */
 static bool vvfu_take_buffers(VirtioVfioUser *s)
 {
+    VvfuChainList taken = QSIMPLEQ_HEAD_INITIALIZER(taken);
+    bool ask = !vvfu_has_buffers(s);
     VirtQueueElement *element;
     VvfuChain *chain;
-    bool taken = false;
+    bool any;
 
     for (int i = 0; i < VIRTQUEUE_MAX_SIZE && vvfu_may_take(s); i++) {
-        element = vvfu_pop(s, VVFU_QUEUE_REQUEST,
-                           QSIMPLEQ_EMPTY(&s->request_buffers));
+        element = vvfu_pop(s, VVFU_QUEUE_REQUEST, ask);
         if (!element) {
             break;
         }
         chain = vvfu_chain_new(VVFU_QUEUE_REQUEST, element);
-        QSIMPLEQ_INSERT_TAIL(&s->request_buffers, chain, next);
-        taken = true;
+        QSIMPLEQ_INSERT_TAIL(&taken, chain, next);
+        ask = false;
     }
-    return taken;
+    any = !QSIMPLEQ_EMPTY(&taken);
+    if (any && vvfu_may_take(s)) {
+        vvfu_core_begin(s);
+        QSIMPLEQ_CONCAT(&s->request_buffers, &taken);
+        vvfu_core_request_buffers(s->core, vvfu_now(), VVFU_QUEUE_REQUEST);
+        vvfu_core_end(s);
+    } else {
+        /* The device broke, or the guest reset it by what it had posted. */
+        vvfu_drop_list(s, &taken, VVFU_QUEUE_REQUEST);
+    }
+    return any;
+}
+
+static bool vvfu_take_break(VirtioVfioUser *s)
+{
+    bool pending;
+
+    vvfu_core_begin(s);
+    pending = s->break_pending && !s->unrealized;
+    if (pending) {
+        s->break_pending = false;
+        s->core_knows_broken = true;
+    }
+    vvfu_core_end(s);
+    return pending;
+}
+
+bool vvfu_queues_unsettled(VirtioVfioUser *s)
+{
+    return !QSIMPLEQ_EMPTY(&s->used_chains) || s->break_pending;
 }
 
 bool vvfu_queues_settle(VirtioVfioUser *s)
 {
-    bool more = false;
+    bool more;
 
     if (!vvfu_queues_begin(s)) {
         return false; /* whoever is at it goes on */
     }
     vvfu_push_used(s);
-    if (s->break_pending && !s->unrealized) {
-        s->break_pending = false;
+    if (vvfu_take_break(s)) {
         /* The core's log has the reason. */
         virtio_error(VIRTIO_DEVICE(s), "%s: the guest must reset the device",
                      vvfu_id(s));
     }
     vvfu_queues_notify(s);
-    more = vvfu_take_buffers(s);
-    if (more && vvfu_may_take(s)) {
-        vvfu_core_begin(s);
-        vvfu_core_request_buffers(s->core, vvfu_now(), VVFU_QUEUE_REQUEST);
-        vvfu_core_end(s);
-    }
-    more |= !QSIMPLEQ_EMPTY(&s->used_chains) || s->notify_queues;
+    more = vvfu_take_buffers(s) || s->notify_queues;
+    vvfu_core_begin(s);
+    more |= vvfu_queues_unsettled(s);
+    vvfu_core_end(s);
     vvfu_queues_end(s);
     return more;
 }
 
 /* ---- life ---- */
 
-static void vvfu_drop_list(VirtioVfioUser *s, VvfuChainList *list,
-                           unsigned queue)
-{
-    VvfuChainList kept = QSIMPLEQ_HEAD_INITIALIZER(kept);
-    VvfuChain *chain;
-
-    while ((chain = QSIMPLEQ_FIRST(list))) {
-        QSIMPLEQ_REMOVE_HEAD(list, next);
-        if (chain->queue == queue) {
-            vvfu_chain_drop(s, chain);
-        } else {
-            QSIMPLEQ_INSERT_TAIL(&kept, chain, next);
-        }
-    }
-    QSIMPLEQ_CONCAT(list, &kept);
-}
-
 void vvfu_queue_drop_chains(VirtioVfioUser *s, unsigned queue)
 {
     GHashTableIter iter;
     gpointer chain;
 
+    /* Nothing was written into them: no memory but the host's is touched. */
+    vvfu_core_begin(s);
     vvfu_drop_list(s, &s->used_chains, queue);
     if (queue == VVFU_QUEUE_REQUEST) {
         vvfu_drop_list(s, &s->request_buffers, queue);
@@ -374,6 +426,7 @@ void vvfu_queue_drop_chains(VirtioVfioUser *s, unsigned queue)
             vvfu_chain_drop(s, chain);
         }
     }
+    vvfu_core_end(s);
     s->want_kicks[queue] = true;
     s->notify_queues &= ~BIT(queue);
 }

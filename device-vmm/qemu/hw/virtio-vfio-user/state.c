@@ -12,14 +12,51 @@
 #include "virtio-vfio-user.h"
 
 /* The core goes with the virtio device, a little before the function does. */
-static VvfuCoreState vvfu_get_state(const VirtioVfioUser *s)
+static VvfuCoreState vvfu_get_state(VirtioVfioUser *s)
 {
     VvfuCoreState state = { .state = "not realized" };
 
+    vvfu_core_begin(s);
     if (s->core) {
         vvfu_core_state(s->core, &state);
     }
+    vvfu_core_end(s);
     return state;
+}
+
+/* Requests that ended without the guest's answer. */
+static uint64_t vvfu_unanswered(VirtioVfioUser *s)
+{
+    VvfuCoreState state = vvfu_get_state(s);
+
+    return state.deadline_expiries + state.dropped_accesses;
+}
+
+static void vvfu_vm_state_changed(void *opaque, bool running, RunState state)
+{
+    VirtioVfioUser *s = opaque;
+
+    if (s->paused == !running) {
+        return;
+    }
+    s->paused = !running;
+    if (running) {
+        s->paused_requests += vvfu_unanswered(s) - s->unanswered_before;
+    } else {
+        s->unanswered_before = vvfu_unanswered(s);
+    }
+}
+
+static void vvfu_get_paused_requests(Object *obj, Visitor *v, const char *name,
+                                     void *opaque, Error **errp)
+{
+    VirtioVfioUser *s = opaque;
+    uint64_t value = s->paused_requests;
+
+    if (s->paused && s->core) {
+        value += vvfu_unanswered(s) - s->unanswered_before;
+    }
+    visit_type_uint64(v, name, &value, errp);
 }
 
 static void vvfu_get_session_state(Object *obj, Visitor *v, const char *name,
@@ -84,12 +121,17 @@ static const struct {
     { "dropped-accesses", "uint64", vvfu_get_dropped_accesses,
       "Register accesses that were answered without the guest, because it was "
       "silent or in a reset" },
+    { "paused-requests", "uint64", vvfu_get_paused_requests,
+      "Requests that ended without the guest's answer while the VM was "
+      "stopped" },
 };
 
 void vvfu_state_publish(VirtioVfioUser *s)
 {
     Object *function = OBJECT(s->pci);
 
+    s->paused = !runstate_is_running();
+    s->vm_state = qemu_add_vm_change_state_handler(vvfu_vm_state_changed, s);
     for (size_t i = 0; i < ARRAY_SIZE(vvfu_state); i++) {
         object_property_add(function, vvfu_state[i].name, vvfu_state[i].type,
                             vvfu_state[i].get, NULL, NULL, s);
@@ -100,6 +142,7 @@ void vvfu_state_publish(VirtioVfioUser *s)
 
 void vvfu_state_unpublish(VirtioVfioUser *s)
 {
+    qemu_del_vm_change_state_handler(s->vm_state);
     for (size_t i = 0; i < ARRAY_SIZE(vvfu_state); i++) {
         object_property_del(OBJECT(s->pci), vvfu_state[i].name);
     }

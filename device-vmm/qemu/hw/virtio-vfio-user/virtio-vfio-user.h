@@ -3,12 +3,17 @@
  *
  * virtio-vfio-user: a PCI device of another VM, implemented in this one.
  *
- * This is the port of the device VMM core (vvfu_core.h) to QEMU. All of it
- * runs under the BQL. The core calls the port back from inside of the
- * vvfu_core_* functions; effects that are expensive (memory transactions),
- * must be seen last (socket sends), or can bring the guest back here
- * (virtqueues and interrupts) are collected meanwhile, and carried out by
- * vvfu_settle().
+ * This is the port of the device VMM core (vvfu_core.h) to QEMU. Socket, core
+ * and deadlines belong to the AioContext of the device, which is the main
+ * loop's or an iothread's, and to its lock; what the guest has (virtqueues,
+ * interrupts, registers, QEMU's memory map) belongs to the BQL. Whoever has the
+ * BQL may take the lock, never the other way round: with the lock, nobody waits
+ * for a main loop that is blocked.
+ *
+ * The core calls the port back from inside of the vvfu_core_* functions, with
+ * the lock held; effects that are expensive (memory transactions), must be seen
+ * last (socket sends), or need the BQL are collected meanwhile, and carried out
+ * by vvfu_settle().
  */
 #ifndef HW_VIRTIO_VFIO_USER_H
 #define HW_VIRTIO_VFIO_USER_H
@@ -16,12 +21,16 @@
 #include "hw/virtio/virtio.h"
 #include "hw/virtio/virtio-pci.h"
 #include "qemu/event_notifier.h"
+#include "qemu/main-loop.h"
 #include "qemu/notify.h"
+#include "qemu/thread.h"
 #include "qemu/timer.h"
 #include "qemu/units.h"
 #include "qemu/uuid.h"
 #include "qapi/qapi-types-sockets.h"
 #include "qom/object.h"
+#include "system/iothread.h"
+#include "system/runstate.h"
 #include "arena.h"
 #include "compat.h"
 #include "registers.h"
@@ -55,11 +64,14 @@ typedef struct VvfuDoorbell {
 
 typedef struct VvfuNotification {
     VirtioVfioUser *owner;
-    EventNotifier notifier; /* wraps the core's fd */
+    EventNotifier notifier; /* a duplicate of the core's fd */
     bool watched;
     bool irqfd;      /* KVM raises the vector, the main loop does not watch */
     int virq;        /* the KVM route, with irqfd */
     uint16_t vector; /* VIRTIO_NO_VECTOR: none */
+    /* the lock's: */
+    bool changed; /* since vvfu_notifications_settle() */
+    int next_fd;  /* then: what to watch from then on, or -1; owned */
 } VvfuNotification;
 
 struct VvfuChain; /* queues.c */
@@ -77,12 +89,12 @@ typedef struct VvfuMessage {
 typedef struct VvfuPeer {
     int listener;                 /* -1: none */
     bool listener_passed;         /* "fd": it outlives unlisten() */
-    bool watch_listener;          /* what the main loop is told */
+    bool watch_listener;          /* what the event loop is told */
     bool listening;               /* the core wants peers */
     struct stat listener_stat;    /* of the path bound, to remove no other */
     QEMUTimer *accept_retry;      /* accept() ran out of a host resource */
     int fd;                       /* connection; -1: none */
-    bool watch_read, watch_write; /* what the main loop is told */
+    bool watch_read, watch_write; /* what the event loop is told */
     int error; /* of the connection, not yet told to the core */
     QSIMPLEQ_HEAD(, VvfuMessage) outbound;
     size_t backlog; /* bytes in outbound that the socket has not taken */
@@ -103,34 +115,45 @@ struct VirtioVfioUser {
     uint32_t unmap_timeout;  /* ms */
     uint32_t access_timeout; /* ms */
     uint16_t virtio_id;
+    IOThread *iothread; /* NULL: the main loop */
 
     PCIDevice *pci; /* the function around the device, from realize on */
     const MemoryRegionOps *virtio_common_ops; /* of the common structure */
     MemoryRegionOps common_ops;               /* with our check */
     PCIConfigWriteFunc *parent_config_write;
-    VvfuCore *core;
-    bool in_core;    /* a vvfu_core_* call is in progress */
-    bool unrealized; /* the core is gone */
-    bool core_knows_broken;
-    bool break_pending; /* the core says so, the guest does not know yet */
-    QEMUTimer *deadline;
-    uint64_t armed_deadline;
-    QEMUBH *resume; /* work left over by a bounded callback */
     Error *migration_blocker;
     Notifier exit_notifier;
 
-    /* queues */
+    /* the core: under the lock, but for queries of what never changes */
+    QemuMutex lock;
+    AioContext *context; /* where socket and deadlines are */
+    VvfuCore *core;
+    bool unrealized; /* the core is gone; written under BQL and lock */
+    QEMUTimer *deadline;
+    uint64_t armed_deadline;
+    bool break_pending; /* the core says so, the guest does not know yet */
+    bool core_knows_broken; /* the BQL's */
+    QEMUBH *resume;         /* in the main loop: what needs the BQL */
+
+    /* the time while the VM is stopped */
+    VMChangeStateEntry *vm_state;
+    bool paused;
+    uint64_t unanswered_before; /* this pause */
+    uint64_t paused_requests;   /* in earlier ones */
+
+    /* queues; the BQL's */
     VirtQueue *queues[VVFU_QUEUES];
     bool driver_ok; /* chains may be taken */
     bool in_queues; /* they are at work, perhaps further up the stack */
     bool saved_engaged_in_io;
     bool want_kicks[VVFU_QUEUES]; /* what the guest is told */
-    GHashTable *control_chains;   /* token (in the value) -> VvfuChain */
+    uint32_t notify_queues; /* bit per queue: used buffers to announce */
+    uint8_t *message;       /* VVFU_MAX_MESSAGE_SIZE bytes, private copies */
+    /* the lock's */
+    GHashTable *control_chains; /* token (in the value) -> VvfuChain */
     uint64_t last_token;
     VvfuChainList request_buffers; /* posted, empty */
     VvfuChainList used_chains;     /* filled, to give back */
-    uint32_t notify_queues;        /* bit per queue: used buffers to announce */
-    uint8_t *message; /* VVFU_MAX_MESSAGE_SIZE bytes, private copies */
 
     VvfuPeer peer;
 
@@ -151,6 +174,7 @@ struct VirtioVfioUser {
     unsigned long aio_context;
     GSList *retired_ioeventfds;      /* KVM may know them until the commit */
     VvfuNotification *notifications; /* as doorbells */
+    bool notifications_changed; /* the lock's */
     uint16_t notification_select;
 };
 
@@ -186,8 +210,9 @@ bool vvfu_core_create(VirtioVfioUser *s, Error **errp);
 /* Ends the session, and the core. */
 void vvfu_core_stop(VirtioVfioUser *s);
 /*
- * Around every vvfu_core_* call but doorbell_written, doorbell_pending and
- * the pure queries. Do not nest. vvfu_settle() is due afterwards.
+ * The lock, around every vvfu_core_* call but queries of what never changes. Do
+ * not nest, and do not touch guest memory in between. vvfu_settle() is due
+ * afterwards.
  */
 void vvfu_core_begin(VirtioVfioUser *s);
 void vvfu_core_end(VirtioVfioUser *s);
@@ -196,8 +221,11 @@ void vvfu_core_end(VirtioVfioUser *s);
  * The device may be gone afterwards, unless the caller holds a reference.
  */
 void vvfu_settle(VirtioVfioUser *s);
-/* begin, and end and settle: around the calls for one event. */
-void vvfu_enter(VirtioVfioUser *s);
+/*
+ * begin, and end and settle: around the calls for one event. False: the device
+ * is unrealized, there is no core and nothing to leave.
+ */
+bool vvfu_enter(VirtioVfioUser *s);
 void vvfu_leave(VirtioVfioUser *s);
 /* What messages to the user call this device. */
 const char *vvfu_id(const VirtioVfioUser *s);
@@ -211,6 +239,8 @@ void vvfu_queues_start(VirtioVfioUser *s);
 void vvfu_queues_stop(VirtioVfioUser *s);
 /* Takes what the guest has sent. */
 void vvfu_queues_run(VirtioVfioUser *s);
+/* With the lock: whether the core did something that the guest must see. */
+bool vvfu_queues_unsettled(VirtioVfioUser *s);
 /*
  * Gives back what was used, and takes buffers for requests. True: there is
  * more to settle.
@@ -227,6 +257,9 @@ void vvfu_complete_control(void *opaque, uint64_t token, const void *reply,
 
 /* Checks the socket property and takes over a passed fd. */
 bool vvfu_peer_init(VirtioVfioUser *s, Error **errp);
+/* With the lock: the context hears of nothing any more. */
+void vvfu_peer_stop(VirtioVfioUser *s);
+/* When nothing of it runs in the context any more. */
 void vvfu_peer_cleanup(VirtioVfioUser *s);
 /* Removes the socket path if it is ours. */
 void vvfu_peer_remove_socket(VirtioVfioUser *s);
@@ -294,6 +327,8 @@ void vvfu_notifications_cleanup(VirtioVfioUser *s);
 /* Device reset: no notification has a vector any more. */
 void vvfu_notifications_reset(VirtioVfioUser *s);
 void vvfu_notification_set(void *opaque, unsigned index, int fd);
+/* Carries out what vvfu_notification_set() said. */
+void vvfu_notifications_settle(VirtioVfioUser *s);
 /* Lets KVM raise vectors by itself; needs MSI-X, so after device_plugged. */
 void vvfu_notifications_use_irqfds(VirtioVfioUser *s);
 void vvfu_notifications_unuse_irqfds(VirtioVfioUser *s);
