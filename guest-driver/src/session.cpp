@@ -19,7 +19,6 @@ using control::Type;
 
 constexpr std::uint64_t kVersion1 = std::uint64_t{1} << 32;        // VIRTIO_F_VERSION_1
 constexpr std::uint64_t kAccessPlatform = std::uint64_t{1} << 33;  // VIRTIO_F_ACCESS_PLATFORM
-constexpr std::uint32_t kMinRequestBuffer = 4144;                  // VVFU-CONF-2
 constexpr std::uint32_t kMaxRequestBuffer = 1024 * 1024;
 constexpr std::uint32_t kMinMessage = 4096;
 /// IRQ_TRIGGER requests that are not answered; the other slots are for DMA.
@@ -91,7 +90,7 @@ Result<void> Session::Impl::allocate()
 Result<void> Session::Impl::check_config()
 {
     const auto config = transport_.config();
-    if (config.request_buffer_size < kMinRequestBuffer || config.request_buffer_size > kMaxRequestBuffer ||
+    if (config.request_buffer_size < kMinRequestBufferSize || config.request_buffer_size > kMaxRequestBuffer ||
         config.max_message_size < kMinMessage) {
         return failure("the device's configuration is not that of a virtio-vfio-user device");
     }

@@ -312,6 +312,7 @@ Handled Session::Impl::feature_bits(const Header &header, Bytes payload)
         return refuse(Status::invalid, "malformed FEATURE_BITS");
     }
     begin_reply(header);
+    //= VVFU-EXT-2
     //= VVFU-FEATURES-2
     //# The driver MUST NOT accept a feature that was not offered.
     control::append(reply_, control::FeatureBits{offered->features & info_.features});

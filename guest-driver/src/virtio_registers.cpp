@@ -89,6 +89,7 @@ Result<std::uint64_t> CommonConfig::negotiate(std::uint64_t wanted, std::uint64_
                         "VIRTIO_F_ACCESS_PLATFORM: check disable-legacy=on,iommu_platform=on)",
                         missing));
     }
+    //= VVFU-EXT-2
     const auto accepted = wanted & offered;
     set_driver_features(accepted);
     add_status(VIRTIO_CONFIG_S_FEATURES_OK);              // step 5

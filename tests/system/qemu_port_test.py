@@ -156,6 +156,8 @@ def test_function_and_capabilities(machine):
 #= type=test
 #= VVFU-FEAT-3
 #= type=test
+#= VVFU-FEAT-6
+#= type=test
 def test_features(machine):
     features = drv.Driver(machine).features()
     assert features >> drv.VERSION_1 & 1

@@ -299,6 +299,7 @@ DeviceConfig Core::device_config() const
 std::uint64_t Core::device_features() const
 {
     //= VVFU-FEAT-3
+    //= VVFU-EXT-1
     return 0;
 }
 

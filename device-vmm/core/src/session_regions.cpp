@@ -21,7 +21,7 @@ static_assert(control::kHeaderSize + control::kRegionAccessSize + kPieceSize <= 
 
 /// Entries of one REGION_WRITE_MULTI request to the guest.
 constexpr std::size_t kMultiPieceEntries = 256;
-static_assert(control::kHeaderSize + 8 + kMultiPieceEntries * sizeof(vu::MultiWrite) <= kRequestBufferSize);
+static_assert(control::kHeaderSize + 8 + kMultiPieceEntries * sizeof(vu::MultiWrite) <= kMinRequestBufferSize);
 
 /// Calls act(access, offset in the data) for each piece of an access.
 template <typename Act>

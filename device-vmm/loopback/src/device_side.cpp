@@ -105,6 +105,7 @@ guest::Result<void> DeviceSide::create_core(core::CoreConfig config)
     config_ = core_->device_config();
     //= VVFU-FEAT-1
     //= VVFU-FEAT-4
+    //= VVFU-FEAT-6
     features_ = core_->device_features() | kRequiredFeatures;
     return {};
 }

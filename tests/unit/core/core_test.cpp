@@ -89,7 +89,7 @@ TEST_F(CoreLifecycleTest, DeviceConfiguration)
     EXPECT_EQ(4u, device.notifications);
     EXPECT_EQ(0u, device.access_queue_pairs);
     EXPECT_EQ(9u, device.max_regions);
-    EXPECT_GE(device.request_buffer_size, 4144u);
+    EXPECT_GE(device.request_buffer_size, 6184u);
     EXPECT_EQ(1500u, device.unmap_timeout);
     EXPECT_EQ(4000u, device.access_timeout);
     EXPECT_EQ(0u, core->device_features());

@@ -487,6 +487,7 @@ TEST_F(SessionTest, ASecondPeerUpIsRefused)
 }
 
 //= VVFU-FEATURES-2
+//= VVFU-EXT-2
 //= type=test
 TEST_F(SessionTest, AcceptsOnlyFeaturesThatAreOfferedAndThatTheModelWants)
 {

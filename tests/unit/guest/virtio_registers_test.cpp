@@ -106,6 +106,8 @@ struct CommonConfigTest : testing::Test {
     CommonConfig common{device};
 };
 
+//= VVFU-EXT-2
+//= type=test
 TEST_F(CommonConfigTest, BringUpFollowsTheOrderOfTheSpecification)
 {
     EXPECT_TRUE(common.reset());

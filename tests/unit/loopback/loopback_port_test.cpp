@@ -578,6 +578,7 @@ TEST_F(LoopbackTest, StoppingTheDriverDisconnectsThePeer)
 //= VVFU-FEAT-1
 //= VVFU-FEAT-4
 //= VVFU-FEAT-5
+//= VVFU-FEAT-6
 //= type=test
 TEST_F(LoopbackTest, FeaturesThatDoNotFitAreRefused)
 {
@@ -589,8 +590,8 @@ TEST_F(LoopbackTest, FeaturesThatDoNotFitAreRefused)
         EXPECT_FALSE(transport.negotiate(features, 0));
     }
     EXPECT_FALSE(transport.negotiate(kRequired, kRequired | 1));
-    constexpr auto kInOrder = std::uint64_t{1} << 35;
-    EXPECT_EQ(transport.negotiate(kRequired | kInOrder, kRequired).value_or(0), kRequired);
+    constexpr auto kInOrder = std::uint64_t{1} << 35, kRingReset = std::uint64_t{1} << 40;
+    EXPECT_EQ(transport.negotiate(kRequired | kInOrder | kRingReset, kRequired).value_or(0), kRequired);
 }
 
 //= VVFU-INIT-4

@@ -209,7 +209,12 @@ static uint64_t vvfu_get_features(VirtIODevice *vdev, uint64_t features,
 {
     VirtioVfioUser *s = VIRTIO_VFIO_USER(vdev);
 
-    /* The core does not know resets of single queues. */
+    /*
+     * The core does not know resets of single queues.
+     *
+     *= VVFU-FEAT-6
+     *# The device MUST NOT offer VIRTIO_F_RING_RESET.
+     */
     virtio_clear_feature(&features, VIRTIO_F_RING_RESET);
     /*
      *= VVFU-FEAT-4

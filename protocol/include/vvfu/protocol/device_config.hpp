@@ -38,10 +38,12 @@ inline constexpr unsigned kFeatureBitAccessQueues = 0;
 inline constexpr std::uint8_t kShmidWindow = 0;
 inline constexpr std::uint8_t kShmidRegionMemory = 1;
 
-/// Every request buffer that the guest posts has at least this many writable bytes, and no request is
-/// longer: 32 bytes header, 16 bytes of access, 4096 bytes of data fit with room to spare.
-//= VVFU-CONF-2
+/// Every request buffer that the guest posts has at least this many writable bytes, and no request is longer.
 inline constexpr std::uint32_t kRequestBufferSize = 8192;
+/// What no device is below: a REGION_WRITE_MULTI of 256 entries; more than a page of register data.
+//= VVFU-CONF-2
+inline constexpr std::uint32_t kMinRequestBufferSize = control::kHeaderSize + 8 + 256 * 24;
+static_assert(kRequestBufferSize >= kMinRequestBufferSize && kMinRequestBufferSize == 6184);
 /// Longest message on the control queue, in bytes, either direction.
 inline constexpr std::uint32_t kMaxMessageSize = 256 * 1024;
 inline constexpr std::uint32_t kMaxRegions = control::kRegionCount;
