@@ -19,7 +19,7 @@ def device(lab):
 
 def refused(machine, arguments, status=1):
     """The one line that vvfu-guest prints when it does not start."""
-    found, output = machine.run(f"timeout 20 vvfu-guest {arguments} </dev/null", 60, check=False)
+    found, output = machine.run(f"timeout 300 vvfu-guest {arguments} </dev/null", 60, check=False)
     lines = output.strip().splitlines()
     assert found == status, output
     assert len(lines) == 1, output

@@ -167,5 +167,10 @@ def accelerator():
 
 
 def deadline(seconds):
-    """A deadline for one step, in seconds; $VVFU_DEADLINE_SCALE stretches all of them on a slow machine."""
-    return seconds * float(os.environ.get("VVFU_DEADLINE_SCALE", "1"))
+    """A deadline for one step that takes `seconds` at most on an idle machine, in seconds from now.
+
+    It says when to give up, so it may be late: it grows with the number of processes that want each processor, and
+    with $VVFU_DEADLINE_SCALE on a slow machine.
+    """
+    waiting = os.getloadavg()[0] / len(os.sched_getaffinity(0))
+    return seconds * (2 + waiting) * float(os.environ.get("VVFU_DEADLINE_SCALE", "1"))
