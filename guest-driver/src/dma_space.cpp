@@ -41,9 +41,9 @@ std::optional<std::uint64_t> last_byte(DmaAddress address, std::uint64_t size)
 void copy_bytes(std::byte *host, std::byte *buffer, std::uint64_t size, DmaDirection direction)
 {
     if (direction == DmaDirection::from_peer) {
-        std::memcpy(buffer, host, size);
+        std::copy_n(host, size, buffer);  // unlike memcpy, also for null pointers and 0
     } else {
-        std::memcpy(host, buffer, size);
+        std::copy_n(buffer, size, host);
     }
 }
 
