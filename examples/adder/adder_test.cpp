@@ -39,7 +39,7 @@ struct AdderTest : testing::Test {
     void enable(bool bus_master = true)
     {
         write<std::uint16_t>(kRegionConfig, PCI_COMMAND, bus_master ? PCI_COMMAND_MASTER | PCI_COMMAND_MEMORY : 0);
-        adder.irq_info({kIrqMsix, 0, 1, IrqAction::assign});
+        adder.irq_info({kIrqMsi, 0, 1, IrqAction::assign});
     }
     void add(std::uint32_t a, std::uint32_t b, std::uint64_t destination)
     {
@@ -56,7 +56,7 @@ TEST_F(AdderTest, WritesTheSumToMemoryAndRaisesItsVector)
     add(40, 2, host.kMemoryAddress + 0x20);
     EXPECT_EQ(memory_at(0x20), 42u);
     EXPECT_EQ(read(offsetof(Adder::Registers, sum)), 42u);
-    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(kIrqMsix, 0u)));
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(kIrqMsi, 0u)));
 }
 
 TEST_F(AdderTest, DoesNoDmaWithoutBusMaster)

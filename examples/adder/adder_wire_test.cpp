@@ -18,7 +18,7 @@ namespace {
 
 using Registers = example::Adder::Registers;
 
-constexpr std::uint32_t kBar0 = 0, kConfig = 7, kMsix = 2;
+constexpr std::uint32_t kBar0 = 0, kConfig = 7, kMsi = 1;
 
 TEST(AdderProgram, AddsInTheClientsMemoryAndInterrupts)
 {
@@ -31,7 +31,7 @@ TEST(AdderProgram, AddsInTheClientsMemoryAndInterrupts)
     ASSERT_EQ(client.dma_map(ram), 0);
     EventFd interrupt;
     const int fd = interrupt.fd();
-    ASSERT_EQ(client.set_irqs(kDataEventfd | kActionTrigger, kMsix, 0, 1, {&fd, 1}), 0);
+    ASSERT_EQ(client.set_irqs(kDataEventfd | kActionTrigger, kMsi, 0, 1, {&fd, 1}), 0);
     client.write<std::uint16_t>(kConfig, PCI_COMMAND, PCI_COMMAND_MASTER | PCI_COMMAND_MEMORY);
     client.write<std::uint32_t>(kBar0, offsetof(Registers, a), 1'000'000);
     client.write<std::uint32_t>(kBar0, offsetof(Registers, b), 234'567);

@@ -3,7 +3,22 @@
 
 #include <cassert>
 
+#include "choice.hpp"
+
 namespace vvfu::cli {
+namespace {
+
+const Choices<guest::InterruptKind> kInterrupts{
+    {"msix", guest::InterruptKind::msix}, {"msi", guest::InterruptKind::msi}, {"intx", guest::InterruptKind::intx}};
+
+void add_interrupts(CLI::App &model, guest::InterruptKind &interrupts)
+{
+    add_choice(model, "--interrupts",
+               "What the device interrupts with (default: msix); stock QEMU cannot unplug a device that has MSI-X",
+               kInterrupts, interrupts);
+}
+
+}  // namespace
 
 DeviceModels::DeviceModels(CLI::App &app)
 {
@@ -38,6 +53,7 @@ void DeviceModels::add_nvme(CLI::App &app)
     nvme_->add_option("--queue-pairs", nvme_options_.queue_pairs, "I/O queue pairs")
         ->check(CLI::Range(std::uint16_t{1}, nvme::kMaxQueuePairs))
         ->capture_default_str();
+    add_interrupts(*nvme_, nvme_options_.interrupts);
 }
 
 void DeviceModels::add_testdev(CLI::App &app)
@@ -45,6 +61,7 @@ void DeviceModels::add_testdev(CLI::App &app)
     testdev_ = app.add_subcommand("testdev", "Device for tests and benchmarks: registers, DMA engine, interrupts");
     testdev_->add_flag("--no-mmap", testdev_options_.no_mmap,
                        "Nothing of BAR 2 can be mapped; the peer may then post writes to BARs");
+    add_interrupts(*testdev_, testdev_options_.interrupts);
 }
 
 bool DeviceModels::chosen() const

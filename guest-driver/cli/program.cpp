@@ -13,6 +13,7 @@
 #include <string_view>
 #include <utility>
 
+#include "choice.hpp"
 #include "device_models.hpp"
 #include "version.hpp"
 
@@ -28,9 +29,6 @@ std::string json_array(const std::vector<std::string> &values)
     return out + "]";
 }
 
-template <typename T>
-using Choices = std::vector<std::pair<std::string, T>>;
-
 const Choices<spdlog::level::level_enum> kLevels{{"error", spdlog::level::err},
                                                  {"warning", spdlog::level::warn},
                                                  {"info", spdlog::level::info},
@@ -39,24 +37,6 @@ const Choices<spdlog::level::level_enum> kLevels{{"error", spdlog::level::err},
 const Choices<guest::LogFormat> kFormats{{"text", guest::LogFormat::text}, {"json", guest::LogFormat::json}};
 
 const Choices<bool> kSwitch{{"on", true}, {"off", false}};
-
-/// An option that takes one of a few words. CLI11's own transformer would show the numbers behind them to people.
-template <typename T>
-void add_choice(CLI::App &app, const char *name, const char *description, const Choices<T> &choices, T &value)
-{
-    std::string words;
-    for (const auto &choice : choices) {
-        words += (words.empty() ? "" : "|") + choice.first;
-    }
-    const auto store = [&choices, &value, words, option = std::string(name)](const std::string &word) {
-        const auto it = std::find_if(choices.begin(), choices.end(), [&](const auto &c) { return c.first == word; });
-        if (it == choices.end()) {
-            throw CLI::ValidationError(option, "'" + word + "' is not one of " + words);
-        }
-        value = it->second;
-    };
-    app.add_option_function<std::string>(name, store, description)->type_name(words);
-}
 
 /// CLI11 says only that a subcommand is required when it was given a word that is none.
 std::string explain(const CLI::App &app, const CLI::ParseError &error)

@@ -102,7 +102,7 @@ Status AdminCommands::check_new_cq(const SubmissionEntry &entry) const
     if (engine_.find_cq(queue_id(entry))) {
         return Status::invalid_queue_identifier;
     }
-    // NVMe 5.3: compared with what the controller supports; MSI-X may be enabled later. The vector counts only with
+    // NVMe 5.3: compared with what the controller supports; messages may be enabled later. The vector counts only with
     // interrupts enabled, but an impossible one is an error either way.
     return upper_half(entry) < context_.vectors() ? Status::success : Status::invalid_interrupt_vector;
 }

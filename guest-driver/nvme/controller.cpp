@@ -13,17 +13,16 @@ constexpr std::uint64_t kBarSize = 16 * 1024;
 constexpr std::uint32_t kMsixTableOffset = 0x2000, kMsixPbaOffset = 0x3000;
 constexpr std::uint32_t kClassNvmExpress = 0x010802;  // NVMe 2.1.5
 
-guest::PciFunction describe_function(std::uint16_t vectors)
+guest::PciFunction describe_function(guest::InterruptKind interrupts, std::uint16_t queue_pairs)
 {
     guest::PciFunction function;
     function.identity = {kPciVendorId, kPciDeviceId, kPciVendorId, kPciSubsystemId, kClassNvmExpress, 1};
     function.bars[0].size = kBarSize;
     function.bars[0].is_64bit = true;
-    function.msix_vectors = vectors;
+    function.offer(interrupts, static_cast<std::uint16_t>(queue_pairs + 1));
     function.msix_bar = 0;
     function.msix_table_offset = kMsixTableOffset;
     function.msix_pba_offset = kMsixPbaOffset;
-    function.intx = true;
     return function;
 }
 
@@ -60,27 +59,26 @@ bool probes(const Command &command, Status status)
     }
 }
 
-Features::Limits limits(const ControllerIdentity &identity, std::uint16_t queue_pairs)
+Features::Limits limits(const ControllerIdentity &identity, std::uint16_t queue_pairs, std::uint16_t vectors)
 {
-    return {static_cast<std::uint32_t>(identity.namespaces.size()), queue_pairs,
-            static_cast<std::uint16_t>(queue_pairs + 1), identity.volatile_cache};
+    return {static_cast<std::uint32_t>(identity.namespaces.size()), queue_pairs, vectors, identity.volatile_cache};
 }
 
 }  // namespace
 
 Controller::Controller(Config config, guest::DeviceServices services)
-    : PciDevice(describe_function(static_cast<std::uint16_t>(config.queue_pairs + 1)), services),
+    : PciDevice(describe_function(config.interrupts, config.queue_pairs), services),
       queue_pairs_(config.queue_pairs),
       namespaces_(std::move(config.namespaces)),
       identity_(describe_controller(std::move(config.identity), namespaces_)),
       engine_(services, activity_, *this),
       transfer_(services.dma, activity_),
-      features_(limits(identity_, queue_pairs_)),
+      features_(limits(identity_, queue_pairs_, interrupt_vectors())),
       admin_(*this, identity_, engine_, transfer_, features_, errors_, health_),
       io_(namespaces_, engine_, transfer_, activity_, features_, health_, reports_,
           [this] { admin_.announce_warnings(); }),
-      interrupts_(static_cast<std::uint16_t>(queue_pairs_ + 1), features_, services.executor, activity_,
-                  [this](std::uint16_t vector) { msix_trigger(vector); })
+      interrupts_(interrupt_vectors(), features_, services.executor, activity_,
+                  [this](std::uint16_t vector) { signal(vector); })
 {
 }
 
@@ -151,11 +149,12 @@ void Controller::write_dword(std::uint64_t offset, std::uint32_t value)
         doorbell((offset - reg::kDoorbells) / 4, value);
         return;
     }
+    const auto mask_before = registers_.interrupt_mask();
     registers_.write(offset, value);
     if (offset == reg::kCc) {
         reconcile();
     } else if (offset == reg::kIntms || offset == reg::kIntmc) {
-        update_intx();
+        interrupt_mask_written(mask_before);
     }
 }
 
@@ -186,7 +185,7 @@ void Controller::doorbell(std::uint64_t index, std::uint32_t value)
 /// The level of INTA# follows the head, so with shadow doorbells every move of it must be announced.
 void Controller::follow_head(CompletionQueue &cq)
 {
-    if (!msix_enabled()) {
+    if (interrupts() == guest::InterruptKind::intx) {
         engine_.refresh_head(cq);
     }
     update_intx();
@@ -361,7 +360,7 @@ bool Controller::command_failed(const Command &command, Status status)
 
 void Controller::entries_posted(CompletionQueue &cq)
 {
-    if (cq.interrupts && msix_enabled()) {
+    if (cq.interrupts && interrupts() != guest::InterruptKind::intx) {
         interrupts_.completions(cq.vector, cq.unsignalled);
     }
     follow_head(cq);
@@ -375,18 +374,45 @@ void Controller::fatal(const std::string &reason)
     reports_.report(Reports::Kind::fatal, spdlog::level::err, "fatal controller status: " + reason);
 }
 
-std::uint16_t Controller::vectors() const
+bool Controller::interrupting(const CompletionQueue &cq) const
 {
-    return static_cast<std::uint16_t>(queue_pairs_ + 1);
+    return cq.interrupts && cq.ring.used() > 0 && !registers_.masked(cq.vector);
+}
+
+void Controller::signal(std::uint16_t vector)
+{
+    if (interrupts() == guest::InterruptKind::msix || !registers_.masked(vector)) {
+        trigger(vector);
+    }
+}
+
+/// A vector that is unmasked while completions of it wait for the host gets its message now (NVMe 7.5.1).
+void Controller::interrupt_mask_written(std::uint32_t before)
+{
+    update_intx();
+    const auto unmasked = before & ~registers_.interrupt_mask();
+    if (unmasked == 0 || interrupts() != guest::InterruptKind::msi) {
+        return;
+    }
+    std::uint32_t due = 0;
+    for (const auto &[id, cq] : engine_.cqs()) {
+        if (interrupting(*cq)) {
+            engine_.refresh_head(*cq);
+            due |= interrupting(*cq) ? 1u << cq->vector : 0u;
+        }
+    }
+    for (std::uint16_t vector = 0; vector < 32; ++vector) {
+        if ((due & unmasked & 1u << vector) != 0) {
+            signal(vector);
+        }
+    }
 }
 
 void Controller::update_intx()
 {
     const auto &cqs = engine_.cqs();
-    const bool level =
-        !msix_enabled() && !registers_.intx_masked() && std::any_of(cqs.begin(), cqs.end(), [](const auto &entry) {
-            return entry.second->interrupts && entry.second->ring.used() > 0;
-        });
+    const bool level = interrupts() == guest::InterruptKind::intx &&
+                       std::any_of(cqs.begin(), cqs.end(), [this](const auto &cq) { return interrupting(*cq.second); });
     if (level != intx_) {
         intx_ = level;
         intx_set(level);

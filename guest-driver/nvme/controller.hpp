@@ -26,6 +26,7 @@ public:
         DiskIdentity identity;
         std::uint16_t queue_pairs = 1;
         Namespaces namespaces;  ///< at least one
+        guest::InterruptKind interrupts = guest::InterruptKind::msix;
     };
 
     Controller(Config config, guest::DeviceServices services);
@@ -68,12 +69,18 @@ private:
 
     // ---- AdminContext ----
     [[nodiscard]] std::uint16_t queue_pairs() const override { return queue_pairs_; }
-    [[nodiscard]] std::uint16_t vectors() const override;
+    [[nodiscard]] std::uint16_t vectors() const override { return interrupt_vectors(); }
     [[nodiscard]] bool entry_sizes_set() const override { return registers_.entry_sizes_set(); }
     [[nodiscard]] std::uint32_t page_shift() const override { return registers_.page_shift(); }
     void flush_all(std::function<void(Status)> done) override { io_.flush_all(std::move(done)); }
 
-    /// INTA# is level triggered: high while a completion queue that interrupts is not empty (NVMe 7.5.1.1).
+    /// `cq` has completions that the host has not acknowledged, interrupts for them, and is not masked: what sets a
+    /// bit of the interrupt status (NVMe 7.5.1), to which only MSI-X pays no heed.
+    [[nodiscard]] bool interrupting(const CompletionQueue &cq) const;
+    /// Sends the message of a vector, unless INTMS masks it.
+    void signal(std::uint16_t vector);
+    void interrupt_mask_written(std::uint32_t before);
+    /// INTA# is level triggered: high while a completion queue interrupts.
     void update_intx();
 
     std::uint16_t queue_pairs_;

@@ -13,7 +13,7 @@
 
 namespace vvfu::nvme {
 
-/// Decides when completions become MSI-X messages: at once, or coalesced (NVMe 7.5, 5.21.1.8).
+/// Decides when completions become messages (MSI-X or MSI): at once, or coalesced (NVMe 7.5, 5.21.1.8).
 class Interrupts {
 public:
     using Send = std::function<void(std::uint16_t vector)>;

@@ -80,6 +80,7 @@ guest::Result<std::unique_ptr<guest::DeviceModel>> make_nvme(const NvmeOptions &
     Controller::Config config;
     config.identity = std::move(*identity);
     config.queue_pairs = options.queue_pairs;
+    config.interrupts = options.interrupts;
     for (const auto &name : options.backings) {
         auto backing = open_backing(name, options.read_only, services.workers);
         if (!backing) {

@@ -9,6 +9,7 @@
 #include "identity.hpp"
 #include "vvfu/guest/device_model.hpp"
 #include "vvfu/guest/error.hpp"
+#include "vvfu/guest/pci_device.hpp"
 
 namespace vvfu::nvme {
 
@@ -19,7 +20,9 @@ struct NvmeOptions {
     std::vector<std::string> backings;
     bool read_only = false;  ///< every namespace is write protected
     IdentityOptions identity;
-    std::uint16_t queue_pairs = 32;  ///< I/O queue pairs, 1 to kMaxQueuePairs; one MSI-X vector each, and one for admin
+    std::uint16_t queue_pairs = 32;  ///< I/O queue pairs, 1 to kMaxQueuePairs
+    /// One vector for each queue pair and for admin; MSI has 32 at most, and with INTx all share one.
+    guest::InterruptKind interrupts = guest::InterruptKind::msix;
 };
 
 inline constexpr std::size_t kMaxNamespaces = 64;

@@ -42,8 +42,12 @@ public:
     [[nodiscard]] std::uint64_t asq() const noexcept { return asq_; }
     [[nodiscard]] std::uint64_t acq() const noexcept { return acq_; }
 
-    /// Vector 0 is masked by INTMS; of use without MSI-X only (NVMe 3.1.3).
-    [[nodiscard]] bool intx_masked() const noexcept { return (interrupt_mask_ & 1) != 0; }
+    // ---- INTMS and INTMC; of use without MSI-X only (NVMe 3.1.3) ----
+    [[nodiscard]] std::uint32_t interrupt_mask() const noexcept { return interrupt_mask_; }
+    [[nodiscard]] bool masked(std::uint16_t vector) const noexcept
+    {
+        return vector < 32 && (interrupt_mask_ >> vector & 1) != 0;
+    }
 
     // ---- CSTS (NVMe 3.1.6) ----
     [[nodiscard]] bool ready() const noexcept { return ready_; }

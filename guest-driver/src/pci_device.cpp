@@ -16,10 +16,14 @@ constexpr std::size_t kConfigSize = 4096;
 constexpr std::uint64_t kPage = 4096;
 
 // Where the capabilities are. Clients take the distance to the next one for the size of a capability.
-constexpr std::uint32_t kPmCap = 0x40, kPcieCap = 0x50, kMsixCap = 0x90;
+constexpr std::uint32_t kPmCap = 0x40, kPcieCap = 0x50, kMsixCap = 0x90, kMsiCap = 0xa0;
 // struct of the PCI Express capability, version 2
 constexpr std::uint32_t kPcieCapSize = 0x3c;
-static_assert(kPmCap + PCI_PM_SIZEOF <= kPcieCap && kPcieCap + kPcieCapSize <= kMsixCap);
+static_assert(kPmCap + PCI_PM_SIZEOF <= kPcieCap && kPcieCap + kPcieCapSize <= kMsixCap &&
+              kMsixCap + PCI_CAP_MSIX_SIZEOF <= kMsiCap);
+
+constexpr int kMsiMmcShift = std::countr_zero(unsigned{PCI_MSI_FLAGS_QMASK}),
+              kMsiMmeShift = std::countr_zero(unsigned{PCI_MSI_FLAGS_QSIZE});
 
 constexpr std::uint16_t kCommandRw =
     PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER | PCI_COMMAND_PARITY | PCI_COMMAND_SERR | PCI_COMMAND_INTX_DISABLE;
@@ -64,6 +68,18 @@ void check_areas(const PciBar &bar, std::uint64_t region_memory)
 
 }  // namespace
 
+void PciFunction::offer(InterruptKind kind, std::uint16_t vectors)
+{
+    msix_vectors = kind == InterruptKind::msix ? vectors : std::uint16_t{0};
+    msi_vectors = kind == InterruptKind::msi ? std::bit_ceil(std::min(vectors, kMsiMaxVectors)) : std::uint16_t{0};
+    intx = true;
+}
+
+std::uint16_t PciFunction::vectors() const noexcept
+{
+    return std::max({msix_vectors, msi_vectors, std::uint16_t{intx}});
+}
+
 PciDevice::PciDevice(PciFunction function, DeviceServices services)
     : services_(services),
       function_(std::move(function)),
@@ -92,6 +108,9 @@ void PciDevice::check_function() const
                 "64-bit BAR without a free BAR after it");
         check_areas(bar, services_.region_memory.size());
     }
+    require(function_.msi_vectors == 0 ||
+                (std::has_single_bit(function_.msi_vectors) && function_.msi_vectors <= PciFunction::kMsiMaxVectors),
+            "MSI vectors not a power of two of at most 32");
     if (function_.msix_vectors == 0) {
         return;
     }
@@ -154,7 +173,8 @@ void PciDevice::build_bars()
 
 void PciDevice::build_capabilities()
 {
-    const bool msix = function_.msix_vectors > 0;
+    const bool msix = function_.msix_vectors > 0, msi = function_.msi_vectors > 0;
+    const std::uint32_t after_msix = msi ? kMsiCap : 0, after_pcie = msix ? kMsixCap : after_msix;
     const Register pm[] = {
         {"PM capability ID", kPmCap, 1, PCI_CAP_ID_PM},
         {"PM next", kPmCap + PCI_CAP_LIST_NEXT, 1, kPcieCap},
@@ -164,7 +184,7 @@ void PciDevice::build_capabilities()
     // PCIe 5.0 7.5.3: an endpoint behind an x1 link of 2.5 GT/s, as the least that every driver accepts.
     const Register pcie[] = {
         {"PCIe capability ID", kPcieCap, 1, PCI_CAP_ID_EXP},
-        {"PCIe next", kPcieCap + PCI_CAP_LIST_NEXT, 1, msix ? kMsixCap : 0},
+        {"PCIe next", kPcieCap + PCI_CAP_LIST_NEXT, 1, after_pcie},
         {"PCIe Capabilities", kPcieCap + PCI_EXP_FLAGS, 2, 2 | (PCI_EXP_TYPE_ENDPOINT << 4)},
         {"Device Capabilities", kPcieCap + PCI_EXP_DEVCAP, 4, PCI_EXP_DEVCAP_RBER | PCI_EXP_DEVCAP_FLR},
         // Initiate FLR always reads as 0; config_write() acts on it.
@@ -179,19 +199,31 @@ void PciDevice::build_capabilities()
          PCI_EXP_LNKCTL_ASPMC | PCI_EXP_LNKCTL_RCB | PCI_EXP_LNKCTL_CCC | PCI_EXP_LNKCTL_ES},
         {"Link Status", kPcieCap + PCI_EXP_LNKSTA, 2, PCI_EXP_LNKSTA_CLS_2_5GB | PCI_EXP_LNKSTA_NLW_X1},
     };
-    config_.add(pm).add(pcie);
-    if (!msix) {
-        return;
-    }
+    // PCIe 5.0 7.7.1. An endpoint has 64-bit addresses.
+    const Register msi_capability[] = {
+        {"MSI capability ID", kMsiCap, 1, PCI_CAP_ID_MSI},
+        {"MSI next", kMsiCap + PCI_CAP_LIST_NEXT, 1, 0},
+        {"Message Control", kMsiCap + PCI_MSI_FLAGS, 2,
+         PCI_MSI_FLAGS_64BIT | static_cast<unsigned>(std::countr_zero(function_.msi_vectors)) << kMsiMmcShift,
+         PCI_MSI_FLAGS_ENABLE | PCI_MSI_FLAGS_QSIZE},
+        {"Message Address", kMsiCap + PCI_MSI_ADDRESS_LO, 8, 0, ~std::uint64_t{3}},
+        {"Message Data", kMsiCap + PCI_MSI_DATA_64, 2, 0, 0xffff},
+    };
     const Register msix_capability[] = {
         {"MSI-X capability ID", kMsixCap, 1, PCI_CAP_ID_MSIX},
-        {"MSI-X next", kMsixCap + PCI_CAP_LIST_NEXT, 1, 0},
+        {"MSI-X next", kMsixCap + PCI_CAP_LIST_NEXT, 1, after_msix},
         {"Message Control", kMsixCap + PCI_MSIX_FLAGS, 2, function_.msix_vectors - 1u,
          PCI_MSIX_FLAGS_MASKALL | PCI_MSIX_FLAGS_ENABLE},
         {"Table Offset/BIR", kMsixCap + PCI_MSIX_TABLE, 4, function_.msix_table_offset | function_.msix_bar},
         {"PBA Offset/BIR", kMsixCap + PCI_MSIX_PBA, 4, function_.msix_pba_offset | function_.msix_bar},
     };
-    config_.add(msix_capability);
+    config_.add(pm).add(pcie);
+    if (msi) {
+        config_.add(msi_capability);
+    }
+    if (msix) {
+        config_.add(msix_capability);
+    }
     for (std::size_t entry = 0; entry < msix_table_.size(); entry += PCI_MSIX_ENTRY_SIZE) {
         msix_table_[entry + PCI_MSIX_ENTRY_VECTOR_CTRL] = std::byte{PCI_MSIX_ENTRY_CTRL_MASKBIT};
     }
@@ -219,6 +251,9 @@ control::DeviceInfo PciDevice::describe() const
     info.regions.push_back({control::kRegionConfig, access, kConfigSize, 0, {}});
     if (function_.intx) {
         info.irqs.push_back({control::kIrqIntx, 1});
+    }
+    if (function_.msi_vectors > 0) {
+        info.irqs.push_back({control::kIrqMsi, function_.msi_vectors});
     }
     if (function_.msix_vectors > 0) {
         info.irqs.push_back({control::kIrqMsix, function_.msix_vectors});
@@ -305,6 +340,14 @@ void PciDevice::config_write(std::size_t offset, std::span<const std::byte> data
     if (state == 1 || state == 2) {
         config_.set(kPmCap + PCI_PM_CTRL, 2, power_before);
     }
+    // PCIe 5.0 7.7.1.2: more vectors than the function has are not defined; it takes what it has.
+    if (function_.msi_vectors > 0) {
+        const auto control = config_.get(kMsiCap + PCI_MSI_FLAGS, 2);
+        const auto capable = (control & PCI_MSI_FLAGS_QMASK) >> kMsiMmcShift;
+        const auto allowed = std::min((control & PCI_MSI_FLAGS_QSIZE) >> kMsiMmeShift, capable);
+        config_.set(kMsiCap + PCI_MSI_FLAGS, 2,
+                    (control & ~std::uint64_t{PCI_MSI_FLAGS_QSIZE}) | allowed << kMsiMmeShift);
+    }
     if (offset <= flr_byte && flr_byte - offset < data.size() && (data[flr_byte - offset] & flr_bit) != std::byte{0}) {
         reset([] {});
         return;
@@ -325,19 +368,22 @@ void PciDevice::update_gate()
     }
     services_.dma.close();
     //= VVFU-RESET-8
-    for (const auto vector : services_.irqs.withdraw(control::kIrqMsix)) {
-        msix_pending_.insert(static_cast<std::uint16_t>(vector));
+    for (const auto index : {control::kIrqMsi, control::kIrqMsix}) {
+        for (const auto vector : services_.irqs.withdraw(index)) {
+            pending_.emplace(index, vector);
+        }
     }
 }
 
-/// Messages that waited until the function may send them; none if MSI-X has been disabled meanwhile.
+/// Messages that waited until the function may send them; not those that have been disabled meanwhile.
 void PciDevice::send_pending()
 {
-    if (!msix_enabled()) {
-        msix_pending_.clear();
-    } else if (bus_master()) {
-        for (const auto vector : std::exchange(msix_pending_, {})) {
-            services_.irqs.trigger(control::kIrqMsix, vector);
+    std::erase_if(pending_, [on = messages()](const auto &message) {
+        return message.first != on.index || message.second >= on.vectors;
+    });
+    if (bus_master()) {
+        for (const auto &[index, vector] : std::exchange(pending_, {})) {
+            services_.irqs.trigger(index, vector);
         }
     }
 }
@@ -355,8 +401,8 @@ void PciDevice::pba_read(std::size_t offset, std::span<std::byte> out)
         unsigned bits = 0;
         for (unsigned bit = 0; bit < 8; ++bit) {
             const auto vector = static_cast<std::uint32_t>((offset + i) * 8 + bit);
-            if (vector < function_.msix_vectors && (msix_pending_.contains(static_cast<std::uint16_t>(vector)) ||
-                                                    services_.irqs.pending(control::kIrqMsix, vector))) {
+            if (vector < function_.msix_vectors &&
+                (pending_.contains({control::kIrqMsix, vector}) || services_.irqs.pending(control::kIrqMsix, vector))) {
                 bits |= 1u << bit;
             }
         }
@@ -367,11 +413,12 @@ void PciDevice::pba_read(std::size_t offset, std::span<std::byte> out)
 void PciDevice::irq_info(const control::IrqInfo &info)
 {
     using control::IrqAction;
-    if (info.index == control::kIrqMsix) {
+    if (info.index == control::kIrqMsix || info.index == control::kIrqMsi) {
+        auto &assigned = info.index == control::kIrqMsix ? msix_assigned_ : msi_assigned_;
         if (info.action == IrqAction::assign) {
-            msix_assigned_ = true;
+            assigned = std::max(assigned, info.start + info.count);
         } else if (info.action == IrqAction::disable) {
-            msix_assigned_ = false;
+            assigned = 0;
         }
         send_pending();
     } else if (info.index == control::kIrqIntx) {
@@ -395,7 +442,7 @@ void PciDevice::reset(std::function<void()> done)
     config_.reset();
     //= VVFU-RESET-1
     update_gate();  // Bus Master Enable is clear
-    msix_pending_.clear();
+    pending_.clear();
     static_cast<void>(services_.irqs.withdraw(control::kIrqIntx));
     intx_level_ = false;
     intx_masked_ = false;
@@ -419,14 +466,28 @@ void PciDevice::reset(std::function<void()> done)
 
 void PciDevice::peer_gone(std::function<void()> done)
 {
-    msix_assigned_ = false;
+    msix_assigned_ = 0;
+    msi_assigned_ = 0;
     reset(std::move(done));
 }
 
-bool PciDevice::msix_enabled() const noexcept
+PciDevice::Messages PciDevice::messages() const noexcept
 {
-    return function_.msix_vectors > 0 &&
-           (msix_assigned_ || (config_.get(kMsixCap + PCI_MSIX_FLAGS, 2) & PCI_MSIX_FLAGS_ENABLE) != 0);
+    const auto enabled = [this](std::uint32_t control, std::uint64_t bit) {
+        return (config_.get(control, 2) & bit) != 0;
+    };
+    if (function_.msix_vectors > 0 &&
+        (msix_assigned_ > 0 || enabled(kMsixCap + PCI_MSIX_FLAGS, PCI_MSIX_FLAGS_ENABLE))) {
+        return {InterruptKind::msix, control::kIrqMsix, function_.msix_vectors};
+    }
+    if (function_.msi_vectors > 0 && enabled(kMsiCap + PCI_MSI_FLAGS, PCI_MSI_FLAGS_ENABLE)) {
+        const auto allowed = (config_.get(kMsiCap + PCI_MSI_FLAGS, 2) & PCI_MSI_FLAGS_QSIZE) >> kMsiMmeShift;
+        return {InterruptKind::msi, control::kIrqMsi, 1u << allowed};
+    }
+    if (msi_assigned_ > 0) {
+        return {InterruptKind::msi, control::kIrqMsi, std::min<std::uint32_t>(msi_assigned_, function_.msi_vectors)};
+    }
+    return {};
 }
 
 bool PciDevice::bus_master() const noexcept
@@ -443,15 +504,17 @@ void PciDevice::check_thread() const
     }
 }
 
-void PciDevice::msix_trigger(std::uint16_t vector)
+void PciDevice::trigger(std::uint16_t vector)
 {
     check_thread();
-    if (!resetting_ && vector < function_.msix_vectors && msix_enabled()) {
-        if (bus_master()) {
-            services_.irqs.trigger(control::kIrqMsix, vector);
-        } else {
-            msix_pending_.insert(vector);
-        }
+    const auto on = messages();
+    if (resetting_ || vector >= on.vectors) {
+        return;
+    }
+    if (bus_master()) {
+        services_.irqs.trigger(on.index, vector);
+    } else {
+        pending_.emplace(on.index, vector);
     }
 }
 
@@ -468,7 +531,7 @@ void PciDevice::intx_set(bool level)
 void PciDevice::intx_evaluate()
 {
     const bool disabled = (config_.get(PCI_COMMAND, 2) & PCI_COMMAND_INTX_DISABLE) != 0;
-    if (!intx_level_ || intx_masked_ || disabled || resetting_ || !in_d0() || msix_enabled()) {
+    if (!intx_level_ || intx_masked_ || disabled || resetting_ || !in_d0() || interrupts() != InterruptKind::intx) {
         return;
     }
     intx_masked_ = true;

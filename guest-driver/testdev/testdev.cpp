@@ -27,7 +27,6 @@ constexpr std::uint64_t kAll32 = 0xffffffff;
 const guest::Register kRegisters[] = {
     {"ID", kRegId, 4, kId},
     {"VERSION", kRegVersion, 4, kVersion},
-    {"VECTORS", kRegVectors, 4, kVectors},
     {"SCRATCH8", kRegScratch8, 1, 0, 0xff},
     {"SCRATCH16", kRegScratch16, 2, 0, 0xffff},
     {"SCRATCH32", kRegScratch32, 4, 0, kAll32},
@@ -56,17 +55,18 @@ guest::PciFunction make_function(const TestdevOptions &options)
     guest::PciFunction function;
     function.identity = {kVendorId, kDeviceId, kVendorId, kDeviceId, 0xff0000, 1};
     function.bars[0].size = kBar0Size;
-    function.bars[1].size = kBar1Size;
+    if (options.interrupts == guest::InterruptKind::msix) {
+        function.bars[1].size = kBar1Size;
+    }
     function.bars[2].size = kBar2Size;
     if (!options.no_mmap) {
         const auto after = kTrappedPage + kPageSize;
         function.bars[2].areas = {{0, kTrappedPage}, {after, kBar2Size - after}};
     }
-    function.msix_vectors = kVectors;
+    function.offer(options.interrupts, kVectors);
     function.msix_bar = 1;
     function.msix_table_offset = kMsixTable;
     function.msix_pba_offset = kMsixPba;
-    function.intx = true;
     return function;
 }
 
@@ -105,7 +105,8 @@ public:
           registers_(kBar0Size),
           self_(std::make_shared<Testdev *>(this))
     {
-        registers_.add(kRegisters);
+        const bool messages = options.interrupts != guest::InterruptKind::intx;
+        registers_.add(kRegisters).add({"VECTORS", kRegVectors, 4, messages ? std::uint64_t{kVectors} : 0});
         if (options.no_mmap) {
             own_memory_ = std::make_shared<std::vector<std::byte>>(kBar2Size);
             memory_ = *own_memory_;
@@ -216,7 +217,7 @@ void Testdev::register_written(std::uint32_t reg)
     } else {
         registers_.set(kRegRaise, 4, 0);
         if (value < kVectors) {
-            msix_trigger(static_cast<std::uint16_t>(value));
+            trigger(static_cast<std::uint16_t>(value));
         }
     }
 }
@@ -331,7 +332,7 @@ void Testdev::end_transfer(Status status)
         registers_.set(kRegIntx, 4, 1);
         intx_set(true);
     } else if (vector < kVectors) {
-        msix_trigger(static_cast<std::uint16_t>(vector));
+        trigger(static_cast<std::uint16_t>(vector));
     }
 }
 

@@ -8,12 +8,14 @@
 
 #include "vvfu/guest/device_model.hpp"
 #include "vvfu/guest/error.hpp"
+#include "vvfu/guest/pci_device.hpp"
 
 namespace vvfu::testdev {
 
 struct TestdevOptions {
     /// No area of BAR 2 can be mapped by the peer; BAR 2 is then plain memory behind trapped accesses.
     bool no_mmap = false;
+    guest::InterruptKind interrupts = guest::InterruptKind::msix;
 };
 
 /// Bytes of region memory that the device needs; a multiple of 4096.

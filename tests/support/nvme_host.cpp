@@ -64,6 +64,10 @@ void NvmeHost::start()
     enable_function(client_);
     if (interrupts_ == Interrupts::msix) {
         set_msix_enable(client_, true);
+    } else if (interrupts_ == Interrupts::msi) {
+        set_msi_enable(client_, true, 5);
+    }
+    if (interrupts_ != Interrupts::none) {
         assign_vectors(1);
     }
     stride_ = std::uint64_t{4} << ((client_.read<std::uint64_t>(0, kCap) >> 32) & 0xf);  // CAP.DSTRD
@@ -95,10 +99,11 @@ bool NvmeHost::shut_down()
 
 void NvmeHost::assign_vectors(std::uint32_t count)
 {
+    const auto index = interrupts_ == Interrupts::msi ? kMsiIndex : kMsixIndex;
     for (auto vector = static_cast<std::uint32_t>(vectors_.size()); vector < count; ++vector) {
         vectors_.emplace_back();
         const int fd = vectors_.back().fd();
-        if (const auto error = client_.set_irqs(kDataEventfd | kActionTrigger, kMsixIndex, vector, 1, {&fd, 1})) {
+        if (const auto error = client_.set_irqs(kDataEventfd | kActionTrigger, index, vector, 1, {&fd, 1})) {
             throw ProtocolError("SET_IRQS failed with errno " + std::to_string(error));
         }
     }
@@ -117,13 +122,13 @@ NvmeHost::Queue NvmeHost::make_queue(std::uint16_t depth)
 
 NvmeCompletion NvmeHost::create_io_queue(std::uint16_t qid, std::uint16_t depth)
 {
-    if (interrupts_ == Interrupts::msix) {
+    if (interrupts_ != Interrupts::none) {
         assign_vectors(qid + 1u);
     }
     const auto queue = make_queue(depth);
     const auto size_and_id = static_cast<std::uint32_t>(qid) | static_cast<std::uint32_t>(depth - 1) << 16;
     NvmeCommand create_cq(0x05, 0);  // section 5.3: physically contiguous, interrupts enabled
-    const bool irq = interrupts_ == Interrupts::msix;
+    const bool irq = interrupts_ != Interrupts::none;
     create_cq.prps(queue.cq, 0).dword(10, size_and_id).dword(11, irq ? 3u | std::uint32_t{qid} << 16 : 1u);
     if (const auto completion = execute(0, create_cq); completion.status != 0) {
         return completion;
@@ -195,7 +200,7 @@ void NvmeHost::release(std::uint16_t qid)
 NvmeCompletion NvmeHost::wait(std::uint16_t qid)
 {
     std::optional<NvmeCompletion> completion;
-    const bool irq = interrupts_ == Interrupts::msix && qid < vectors_.size();
+    const bool irq = interrupts_ != Interrupts::none && qid < vectors_.size();
     const auto have_one = [&] {
         if (irq) {
             static_cast<void>(vectors_[qid].take());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// A small NVMe host driver over a vfio-user client: admin queue, I/O queues, PRP lists, MSI-X or polling. Structures
-// and section numbers: NVM Express Base Specification 1.4.
+// A small NVMe host driver over a vfio-user client: admin queue, I/O queues, PRP lists, MSI-X, MSI or polling.
+// Structures and section numbers: NVM Express Base Specification 1.4.
 #pragma once
 
 #include <array>
@@ -38,7 +38,7 @@ struct NvmeCompletion {
 
 class NvmeHost {
 public:
-    enum class Interrupts { msix, none };
+    enum class Interrupts { msix, msi, none };
 
     /// The client is connected and has done VERSION; all of `ram` is mapped. Memory for queues and buffers is taken
     /// from `ram` from its start.

@@ -143,6 +143,22 @@ TEST(NvmeWire, ThirtyTwoQueuePairsEachWithTheirVector)
     }
 }
 
+TEST(NvmeWire, EveryVectorOfMsi)
+{
+    LoopbackProcess loopback(loopback_program(), {"nvme", "--backing=mem:64M", "--interrupts=msi"});
+    NvmeSession session(loopback, NvmeSession::Memory::mapped, NvmeHost::Interrupts::msi);
+    EXPECT_EQ(session.client.irq_info(kMsixIndex).count, 0u);
+    EXPECT_EQ(session.client.irq_info(kMsiIndex).count, 32u);
+    for (std::uint16_t qid = 1; qid < 32; ++qid) {
+        ASSERT_EQ(session.host.create_io_queue(qid, 8).status, 0) << qid;
+        write_and_verify(session.host, qid);
+    }
+    // Vectors are compared with those that there are (NVMe 5.3).
+    EXPECT_EQ(session.host.execute(0, NvmeCommand(0x05, 0).dword(10, 32 | 7u << 16).dword(11, 3u | 32u << 16)).status,
+              0x108);
+    EXPECT_TRUE(session.host.shut_down());
+}
+
 TEST(NvmeWire, BadCommandsGetTheStatusOfTheSpecification)
 {
     auto loopback = with_memory_backing();

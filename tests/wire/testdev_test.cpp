@@ -242,6 +242,117 @@ TEST_F(TestdevWire, VectorWithoutEventfdIsPendingUntilOneIsAssigned)
     EXPECT_EQ(vectors[2].wait(), 1u);
 }
 
+class TestdevMsiWire : public TestdevWire {
+protected:
+    TestdevMsiWire() : TestdevWire({"testdev", "--interrupts=msi"}) { enable_function(client); }
+
+    /// All vectors in one message, as QEMU does when the guest sets MSI Enable.
+    void connect_vectors()
+    {
+        std::array<int, kVectors> fds{};
+        std::transform(vectors.begin(), vectors.end(), fds.begin(), [](const auto &vector) { return vector.fd(); });
+        ASSERT_EQ(client.set_irqs(kAssign, kMsiIndex, 0, kVectors, fds), 0);
+    }
+    void raise(std::uint32_t vector) { client.write<std::uint32_t>(0, kRegRaise, vector); }
+    [[nodiscard]] bool all_silent() const
+    {
+        return std::none_of(vectors.begin(), vectors.end(), [](const auto &vector) { return vector.take() != 0; });
+    }
+};
+
+TEST_F(TestdevMsiWire, EveryVectorIsRaised)
+{
+    EXPECT_EQ(client.irq_info(kMsiIndex).count, kVectors);
+    EXPECT_EQ(client.irq_info(kMsixIndex).count, 0u);
+    EXPECT_EQ(client.region_info(kBar1).size, 0u) << "no MSI-X table";
+    EXPECT_EQ(find_capability(client, kCapMsix), 0);
+    set_msi_enable(client, true, 3);
+    connect_vectors();
+    for (std::uint32_t i = 0; i < kVectors; ++i) {
+        raise(i);
+        EXPECT_EQ(vectors[i].wait(), 1u) << i;
+    }
+    EXPECT_TRUE(all_silent());
+}
+
+TEST_F(TestdevMsiWire, NoVectorBeyondThoseThatTheDriverAllows)
+{
+    set_msi_enable(client, true, 1);
+    connect_vectors();
+    raise(2);
+    raise(7);
+    raise(1);
+    EXPECT_EQ(vectors[1].wait(), 1u);
+    EXPECT_TRUE(all_silent());
+    set_msi_enable(client, true, 3);
+    raise(7);
+    EXPECT_EQ(vectors[7].wait(), 1u) << "and the message of before was not kept";
+    EXPECT_TRUE(all_silent());
+}
+
+/// VFIO's way: kernel and clients need not pass the Enable bit on.
+TEST_F(TestdevMsiWire, ConnectedVectorsAreEnough)
+{
+    connect_vectors();
+    raise(7);
+    EXPECT_EQ(vectors[7].wait(), 1u);
+    ASSERT_EQ(client.set_irqs(kDataNone | kActionTrigger, kMsiIndex, 0, 0), 0);
+    raise(7);
+    connect_vectors();
+    raise(6);
+    EXPECT_EQ(vectors[6].wait(), 1u);
+    EXPECT_TRUE(all_silent()) << "disabled in between";
+}
+
+TEST_F(TestdevMsiWire, MaskedVectorFiresOnUnmask)
+{
+    set_msi_enable(client, true, 3);
+    connect_vectors();
+    ASSERT_EQ(client.set_irqs(kDataNone | kActionMask, kMsiIndex, 3, 1), 0);
+    raise(3);
+    EXPECT_TRUE(all_silent());
+    ASSERT_EQ(client.set_irqs(kDataNone | kActionUnmask, kMsiIndex, 3, 1), 0);
+    EXPECT_EQ(vectors[3].wait(), 1u);
+}
+
+TEST_F(TestdevMsiWire, MessagesWaitForBusMaster)
+{
+    set_msi_enable(client, true, 3);
+    connect_vectors();
+    client.write<std::uint16_t>(kConfigRegion, 4, 2);
+    raise(3);
+    EXPECT_EQ(client.read<std::uint32_t>(0, kRegId), kId);
+    EXPECT_TRUE(all_silent());
+    enable_function(client);
+    EXPECT_EQ(vectors[3].wait(), 1u);
+    EXPECT_TRUE(all_silent());
+}
+
+TEST_F(TestdevMsiWire, IntxIsSilentWhileMessagesAreEnabled)
+{
+    EventFd intx;
+    const int fd = intx.fd();
+    ASSERT_EQ(client.set_irqs(kAssign, kIntxIndex, 0, 1, {&fd, 1}), 0);
+    set_msi_enable(client, true);
+    client.write<std::uint32_t>(0, kRegIntx, 1);
+    EXPECT_EQ(client.read<std::uint32_t>(0, kRegId), kId);
+    EXPECT_EQ(intx.take(), 0u);
+    set_msi_enable(client, false);
+    EXPECT_EQ(intx.wait(), 1u);
+}
+
+TEST(TestdevIntxWire, ThereAreNoMessages)
+{
+    LoopbackProcess loopback(loopback_program(), {"testdev", "--interrupts=intx"});
+    auto client = loopback.connect();
+    client.version();
+    EXPECT_EQ(client.irq_info(kIntxIndex).count, 1u);
+    EXPECT_EQ(client.irq_info(kMsiIndex).count, 0u);
+    EXPECT_EQ(client.irq_info(kMsixIndex).count, 0u);
+    EXPECT_EQ(find_capability(client, kCapMsi) + find_capability(client, kCapMsix), 0);
+    EXPECT_EQ(client.read<std::uint32_t>(0, kRegVectors), 0u);
+}
+
 TEST_F(TestdevWire, IntxIsLevelTriggeredAndTheResampleFdUnmasks)
 {
     enable_function(client);

@@ -85,6 +85,37 @@ TEST_F(DeviceModelsTest, NvmeIsCreatedWithItsOptions)
     EXPECT_EQ((*model)->describe().class_revision >> 8, 0x010802u);
 }
 
+TEST_F(DeviceModelsTest, EveryModelTakesTheKindOfInterrupts)
+{
+    const std::vector<std::vector<const char *>> all = {{"nvme", "--backing=mem:1M"}, {"testdev"}};
+    for (auto arguments : all) {
+        const auto kinds = [&](const char *option) {
+            CLI::App program{"test", "prog"};
+            DeviceModels parsed{program};
+            auto words = arguments;
+            words.insert(words.begin(), "prog");
+            if (option) {
+                words.push_back(option);
+            }
+            program.parse(static_cast<int>(words.size()), words.data());
+            region_memory.resize(parsed.region_memory_size());
+            const auto model = parsed.create({executor, workers, dma, irqs, region_memory});
+            std::vector<std::uint32_t> indices;
+            for (const auto &irq : model.value()->describe().irqs) {
+                indices.push_back(irq.index);
+            }
+            return indices;
+        };
+        EXPECT_THAT(kinds(nullptr), ElementsAre(control::kIrqIntx, control::kIrqMsix));
+        EXPECT_THAT(kinds("--interrupts=msix"), ElementsAre(control::kIrqIntx, control::kIrqMsix));
+        EXPECT_THAT(kinds("--interrupts=msi"), ElementsAre(control::kIrqIntx, control::kIrqMsi));
+        EXPECT_THAT(kinds("--interrupts=intx"), ElementsAre(control::kIrqIntx));
+        arguments.push_back("--interrupts=pci");
+        EXPECT_EQ(parse(arguments), kExitUsage);
+        EXPECT_THAT(err, testing::AllOf(HasSubstr("--interrupts"), HasSubstr("'pci' is not one of msix|msi|intx")));
+    }
+}
+
 TEST_F(DeviceModelsTest, ErrorOfTheModelIsHandedOn)
 {
     ASSERT_EQ(parse({"nvme", "--backing=/nonexistent/disk"}), std::nullopt);

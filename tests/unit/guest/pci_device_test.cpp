@@ -34,6 +34,15 @@ PciFunction example_function()
     return f;
 }
 
+/// The same with messages of MSI.
+PciFunction example_with_msi(std::uint16_t vectors)
+{
+    auto f = example_function();
+    f.msix_vectors = 0;
+    f.msi_vectors = vectors;
+    return f;
+}
+
 class ExampleDevice : public PciDevice {
 public:
     struct Access {
@@ -41,7 +50,7 @@ public:
         std::uint64_t offset, size;
         friend bool operator==(const Access &, const Access &) = default;
     };
-    using PciDevice::bus_master, PciDevice::intx_set, PciDevice::msix_enabled, PciDevice::msix_trigger;
+    using PciDevice::bus_master, PciDevice::interrupts, PciDevice::intx_set, PciDevice::trigger;
     using PciDevice::PciDevice;
 
     std::vector<Access> reads, writes;
@@ -109,6 +118,16 @@ struct PciDeviceTest : testing::Test {
             }
         }
         return 0;
+    }
+    void use_msi(std::uint16_t vectors)
+    {
+        device = std::make_unique<ExampleDevice>(example_with_msi(vectors), host.services());
+        config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    }
+    /// Message Control of MSI: enabled, with 2^log2_vectors vectors allowed.
+    void enable_msi(unsigned log2_vectors)
+    {
+        config_write(capability(PCI_CAP_ID_MSI) + PCI_MSI_FLAGS, PCI_MSI_FLAGS_ENABLE | log2_vectors << 4, 2);
     }
     void enable_msix() { config_write(capability(PCI_CAP_ID_MSIX) + PCI_MSIX_FLAGS, PCI_MSIX_FLAGS_ENABLE, 2); }
     void irq(std::uint32_t index, IrqAction action, std::uint32_t count = 1)
@@ -200,7 +219,7 @@ TEST_F(PciDeviceTest, FunctionWithoutMsixOrIntxHasNeither)
     EXPECT_EQ(config(PCI_INTERRUPT_PIN, 1), 0u);
     EXPECT_THAT(device->describe().irqs, IsEmpty());
     device->intx_set(true);
-    device->msix_trigger(0);
+    device->trigger(0);
     EXPECT_THAT(host.irqs.triggered, IsEmpty());
     EXPECT_EQ(config(PCI_STATUS, 2) & PCI_STATUS_INTERRUPT, 0u);
 }
@@ -243,15 +262,15 @@ TEST_F(PciDeviceTest, MessagesArePendingUntilTheFunctionMaySendThem)
 {
     const auto pmcsr = capability(PCI_CAP_ID_PM) + PCI_PM_CTRL;
     enable_msix();
-    device->msix_trigger(3);
-    device->msix_trigger(3);
+    device->trigger(3);
+    device->trigger(3);
     EXPECT_THAT(host.irqs.triggered, IsEmpty());
     EXPECT_EQ(read(0, 0x3000, 1)[0], std::byte{1u << 3}) << "the PBA shows it";
     config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
     EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsix, 3)));
     EXPECT_EQ(read(0, 0x3000, 1)[0], std::byte{0});
     config_write(pmcsr, 3, 2);
-    device->msix_trigger(4);
+    device->trigger(4);
     EXPECT_THAT(host.irqs.triggered, SizeIs(1));
     config_write(pmcsr, 0, 2);
     EXPECT_THAT(host.irqs.triggered, SizeIs(2));
@@ -276,7 +295,7 @@ TEST_F(PciDeviceTest, NoMessageIsPendingAcrossAResetOrWithoutMsix)
     const auto begin = [&] {
         enable_msix();
         config_write(PCI_COMMAND, 0, 2);
-        device->msix_trigger(3);
+        device->trigger(3);
     };
     begin();
     host.irqs.unsent = {{control::kIrqMsix, {5}}, {control::kIrqIntx, {0}}};
@@ -297,7 +316,7 @@ TEST_F(PciDeviceTest, InterruptsComeFromTheExecutorsThreadOnly)
     enable_msix();
     config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
     host.executor.on_thread = false;
-    EXPECT_THROW(device->msix_trigger(3), std::logic_error);
+    EXPECT_THROW(device->trigger(3), std::logic_error);
     EXPECT_THROW(device->intx_set(true), std::logic_error);
     EXPECT_THAT(host.irqs.triggered, IsEmpty());
 }
@@ -386,26 +405,159 @@ TEST_F(PciDeviceTest, PbaShowsLatchedDoorbells)
 TEST_F(PciDeviceTest, MsixTriggersOnlyWhileEnabled)
 {
     config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
-    device->msix_trigger(3);
+    device->trigger(3);
     EXPECT_THAT(host.irqs.triggered, IsEmpty());
     enable_msix();
-    EXPECT_TRUE(device->msix_enabled());
-    device->msix_trigger(3);
-    device->msix_trigger(70);
+    EXPECT_EQ(device->interrupts(), InterruptKind::msix);
+    device->trigger(3);
+    device->trigger(70);
     EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsix, 3)));
 }
 
 TEST_F(PciDeviceTest, ConnectedVectorsEnableMsixUntilTheIndexIsDisabled)
 {
     irq(control::kIrqMsix, IrqAction::assign, 4);
-    EXPECT_TRUE(device->msix_enabled());
+    EXPECT_EQ(device->interrupts(), InterruptKind::msix);
     irq(control::kIrqMsix, IrqAction::deassign, 1);
-    EXPECT_TRUE(device->msix_enabled());
+    EXPECT_EQ(device->interrupts(), InterruptKind::msix);
     irq(control::kIrqMsix, IrqAction::disable, 0);
-    EXPECT_FALSE(device->msix_enabled());
+    EXPECT_EQ(device->interrupts(), InterruptKind::intx);
     irq(control::kIrqMsix, IrqAction::assign, 4);
     device->peer_gone([] {});
-    EXPECT_FALSE(device->msix_enabled());
+    EXPECT_EQ(device->interrupts(), InterruptKind::intx);
+}
+
+TEST_F(PciDeviceTest, MsiCapabilityHas64BitAddressesAndNoMasks)
+{
+    for (const unsigned log2_vectors : {0u, 3u, 5u}) {
+        use_msi(static_cast<std::uint16_t>(1u << log2_vectors));
+        const auto msi = capability(PCI_CAP_ID_MSI);
+        ASSERT_NE(msi, 0u);
+        EXPECT_EQ(capability(PCI_CAP_ID_MSIX), 0u);
+        EXPECT_NE(capability(PCI_CAP_ID_EXP), 0u);
+        EXPECT_EQ(config(msi + PCI_MSI_FLAGS, 2), PCI_MSI_FLAGS_64BIT | log2_vectors << 1);
+        config_write(msi, ~std::uint64_t{0} & ~std::uint64_t{PCI_MSI_FLAGS_QSIZE} << 16, 8);
+        config_write(msi + 8, ~std::uint64_t{0}, 8);
+        EXPECT_EQ(config(msi + PCI_MSI_FLAGS, 2), PCI_MSI_FLAGS_64BIT | log2_vectors << 1 | PCI_MSI_FLAGS_ENABLE);
+        EXPECT_EQ(config(msi + PCI_MSI_ADDRESS_LO, 8), ~std::uint64_t{3}) << "dwords";
+        EXPECT_EQ(config(msi + PCI_MSI_DATA_64, 4), 0xffffu) << "nothing behind Message Data";
+        EXPECT_THAT(device->describe().irqs, ElementsAre(control::IrqCount{control::kIrqIntx, 1},
+                                                         control::IrqCount{control::kIrqMsi, 1u << log2_vectors}));
+    }
+}
+
+TEST_F(PciDeviceTest, MsiAndMsixCanBeOfferedTogetherAndMsixIsPreferred)
+{
+    auto f = example_function();
+    f.msi_vectors = 4;
+    device = std::make_unique<ExampleDevice>(f, host.services());
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    EXPECT_NE(capability(PCI_CAP_ID_MSI), 0u);
+    EXPECT_NE(capability(PCI_CAP_ID_MSIX), 0u);
+    enable_msi(2);
+    device->trigger(3);
+    enable_msix();
+    device->trigger(69);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsi, 3), Pair(control::kIrqMsix, 69)));
+}
+
+TEST_F(PciDeviceTest, MultipleMessageEnableLimitsTheVectors)
+{
+    use_msi(8);
+    const auto control = capability(PCI_CAP_ID_MSI) + PCI_MSI_FLAGS;
+    device->trigger(0);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty()) << "not enabled";
+    EXPECT_EQ(device->interrupts(), InterruptKind::intx);
+    enable_msi(1);
+    EXPECT_EQ(device->interrupts(), InterruptKind::msi);
+    device->trigger(1);
+    device->trigger(2);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsi, 1)));
+    irq(control::kIrqMsi, IrqAction::assign, 8);
+    device->trigger(2);
+    EXPECT_THAT(host.irqs.triggered, SizeIs(1)) << "more eventfds than the driver allows vectors";
+    enable_msi(5);
+    EXPECT_EQ(config(control, 2) & PCI_MSI_FLAGS_QSIZE, 3u << 4) << "more than the function has";
+    device->trigger(7);
+    device->trigger(8);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsi, 1), Pair(control::kIrqMsi, 7)));
+    enable_msi(7);
+    EXPECT_EQ(config(control, 2) & PCI_MSI_FLAGS_QSIZE, 3u << 4) << "reserved value";
+}
+
+TEST_F(PciDeviceTest, ConnectedVectorsEnableMsiUntilTheIndexIsDisabled)
+{
+    use_msi(8);
+    device->irq_info({control::kIrqMsi, 0, 2, IrqAction::assign});
+    device->irq_info({control::kIrqMsi, 2, 1, IrqAction::assign});
+    EXPECT_EQ(device->interrupts(), InterruptKind::msi);
+    device->trigger(2);
+    device->trigger(3);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsi, 2)));
+    irq(control::kIrqMsi, IrqAction::deassign, 1);
+    EXPECT_EQ(device->interrupts(), InterruptKind::msi);
+    irq(control::kIrqMsi, IrqAction::disable, 0);
+    EXPECT_EQ(device->interrupts(), InterruptKind::intx);
+    irq(control::kIrqMsi, IrqAction::assign, 8);
+    device->peer_gone([] {});
+    EXPECT_EQ(device->interrupts(), InterruptKind::intx);
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    device->trigger(0);
+    EXPECT_THAT(host.irqs.triggered, SizeIs(1));
+}
+
+TEST_F(PciDeviceTest, MsiNeedsBusMasterAndEndsWithAReset)
+{
+    use_msi(4);
+    enable_msi(2);
+    config_write(PCI_COMMAND, 0, 2);
+    device->trigger(1);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty());
+    host.irqs.unsent[control::kIrqMsi] = {2};
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsi, 1))) << "it waited";
+    config_write(PCI_COMMAND, 0, 2);
+    EXPECT_THAT(host.irqs.unsent[control::kIrqMsi], IsEmpty());
+    device->trigger(0);
+    enable_msi(0);
+    config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsi, 1), Pair(control::kIrqMsi, 0)))
+        << "the driver allows one vector by now";
+    config_write(capability(PCI_CAP_ID_MSI) + PCI_MSI_ADDRESS_LO, 0xfee00000, 8);
+    device->reset([] {});
+    EXPECT_EQ(device->interrupts(), InterruptKind::intx);
+    EXPECT_EQ(config(capability(PCI_CAP_ID_MSI) + PCI_MSI_FLAGS, 8), PCI_MSI_FLAGS_64BIT | 2u << 1);
+}
+
+TEST_F(PciDeviceTest, IntxObeysMsi)
+{
+    use_msi(1);
+    enable_msi(0);
+    device->intx_set(true);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty());
+    config_write(capability(PCI_CAP_ID_MSI) + PCI_MSI_FLAGS, 0, 2);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqIntx, 0)));
+}
+
+TEST(PciFunction, OffersTheKindOfInterruptThatIsAskedFor)
+{
+    PciFunction f;
+    EXPECT_EQ(f.vectors(), 0u);
+    f.offer(InterruptKind::msix, 33);
+    EXPECT_EQ(f.msix_vectors, 33u);
+    EXPECT_EQ(f.msi_vectors, 0u);
+    EXPECT_EQ(f.vectors(), 33u);
+    f.offer(InterruptKind::msi, 33);
+    EXPECT_EQ(f.msix_vectors, 0u);
+    EXPECT_EQ(f.msi_vectors, 32u) << "all that MSI has";
+    f.offer(InterruptKind::msi, 5);
+    EXPECT_EQ(f.vectors(), 8u) << "a power of two";
+    f.offer(InterruptKind::msi, 1);
+    EXPECT_EQ(f.vectors(), 1u);
+    f.offer(InterruptKind::intx, 5);
+    EXPECT_EQ(f.msix_vectors + f.msi_vectors, 0);
+    EXPECT_TRUE(f.intx);
+    EXPECT_EQ(f.vectors(), 1u);
 }
 
 TEST_F(PciDeviceTest, IntxIsLevelAndAutomasked)
@@ -466,7 +618,7 @@ TEST_F(PciDeviceTest, ResetRestoresPowerOnState)
     EXPECT_EQ(config(PCI_BASE_ADDRESS_2, 4), 0u);
     EXPECT_EQ(config(PCI_INTERRUPT_LINE, 1), 0u);
     EXPECT_EQ(config(PCI_STATUS, 2) & PCI_STATUS_INTERRUPT, 0u);
-    EXPECT_FALSE(device->msix_enabled());
+    EXPECT_EQ(device->interrupts(), InterruptKind::intx);
     EXPECT_EQ(read(0, 0x200c, 1)[0], std::byte{1});
 }
 
@@ -494,7 +646,7 @@ TEST_F(PciDeviceTest, AccessesDuringFunctionLevelReset)
     write(2, 0, 1, 4);
     config_write(PCI_COMMAND, PCI_COMMAND_MASTER, 2);
     irq(control::kIrqMsix, IrqAction::assign);
-    device->msix_trigger(0);
+    device->trigger(0);
     EXPECT_THAT(host.irqs.triggered, IsEmpty());
     EXPECT_THAT(device->writes, IsEmpty());
     bool done = false;
@@ -538,6 +690,8 @@ TEST_F(PciDeviceTest, UnrealisableFunctionsAreRejected)
     rejected([](auto &f) { f.msix_pba_offset = 0x3004; });
     rejected([](auto &f) { f.msix_bar = 3; });
     rejected([](auto &f) { f.msix_vectors = 2049; });
+    rejected([](auto &f) { f.msi_vectors = 3; });
+    rejected([](auto &f) { f.msi_vectors = 64; });
     rejected([](auto &f) { f.identity.class_code = 0x1000000; });
     rejected([](auto &f) {
         f.msix_bar = 4;

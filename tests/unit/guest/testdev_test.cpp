@@ -64,6 +64,28 @@ TEST_F(TestdevTest, IdentifiesItself)
     EXPECT_EQ(read(0, 4, control::kRegionConfig), 0x76641234u);
 }
 
+TEST_F(TestdevTest, InterruptsAreOfTheKindThatIsAskedFor)
+{
+    device = make_testdev({.interrupts = guest::InterruptKind::msi}, host.services()).value();
+    EXPECT_EQ(read(kRegVectors, 4), kVectors);
+    write(PCI_COMMAND, PCI_COMMAND_MASTER, 2, control::kRegionConfig);
+    device->irq_info({control::kIrqMsi, 0, kVectors, control::IrqAction::assign});
+    write(kRegRaise, 7, 4);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqMsi, 7)));
+    for (const auto &region : device->describe().regions) {
+        EXPECT_NE(region.index, 1u) << "there is no table";
+    }
+
+    host.irqs.triggered.clear();
+    device = make_testdev({.interrupts = guest::InterruptKind::intx}, host.services()).value();
+    EXPECT_EQ(read(kRegVectors, 4), 0u);
+    write(PCI_COMMAND, PCI_COMMAND_MASTER, 2, control::kRegionConfig);
+    write(kRegRaise, 0, 4);
+    EXPECT_THAT(host.irqs.triggered, IsEmpty());
+    write(kRegIntx, 1, 4);
+    EXPECT_THAT(host.irqs.triggered, ElementsAre(Pair(control::kIrqIntx, 0)));
+}
+
 TEST_F(TestdevTest, ScratchRegistersOfEveryWidthAreIndependent)
 {
     write(kRegScratch8, 0x11, 1);

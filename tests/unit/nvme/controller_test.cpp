@@ -403,6 +403,132 @@ TEST(ControllerInterrupts, IntmsMasksIntx)
     EXPECT_EQ(host.irqs.intx(), 1u);
 }
 
+/// A controller that has `vectors` vectors of MSI, 2^log2_allowed of which the host allows.
+struct MsiHost : Host {
+    explicit MsiHost(std::uint16_t vectors, unsigned log2_allowed) : Host(options(vectors))
+    {
+        enable(false);
+        set_msi(true, log2_allowed);
+    }
+    static NvmeOptions options(std::uint16_t vectors)
+    {
+        auto options = memory_options();
+        options.queue_pairs = static_cast<std::uint16_t>(vectors - 1);
+        options.interrupts = guest::InterruptKind::msi;
+        return options;
+    }
+    /// Completes one command; the host does not look at it.
+    void complete_one(std::uint16_t qid)
+    {
+        submit(qid, qid == 0 ? admin(AdminOpcode::get_features, 7) : read_into(*this));
+        ring_sq(qid);
+        run();
+    }
+};
+
+TEST(ControllerInterrupts, MsiVectorsFollowTheCompletionQueues)
+{
+    MsiHost host(4, 2);
+    host.complete_one(0);
+    EXPECT_EQ(host.irqs.msi(0), 1u);
+    host.drain(0);
+    host.create_io_queue(1, 16, 3);
+    host.create_io_queue(2, 16, 1);
+    host.complete_one(1);
+    EXPECT_EQ(host.irqs.msi(3), 1u);
+    host.complete_one(1);
+    EXPECT_EQ(host.irqs.msi(3), 2u) << "each round, although the host has not acknowledged the first";
+    host.complete_one(2);
+    EXPECT_EQ(host.irqs.msi(1), 1u);
+    EXPECT_EQ(host.irqs.intx() + host.irqs.msix(0), 0u);
+}
+
+TEST(ControllerInterrupts, MsiMessagesBeyondWhatTheHostAllowsAreNotSent)
+{
+    MsiHost host(4, 1);
+    host.create_io_queue(1, 16, 3);
+    const auto before = host.irqs.total();
+    host.complete_one(1);
+    EXPECT_EQ(host.irqs.total(), before);
+    EXPECT_EQ(host.drain(1).size(), 1u);
+}
+
+TEST(ControllerInterrupts, IntmsMasksEachVectorOfMsi)
+{
+    MsiHost host(4, 2);
+    host.create_io_queue(1, 16, 1);
+    host.create_io_queue(2, 16, 2);
+    host.write_bar(reg::kIntms, 1u << 1 | 1u << 3);
+    host.complete_one(1);
+    host.complete_one(2);
+    EXPECT_EQ(host.irqs.msi(1), 0u);
+    EXPECT_EQ(host.irqs.msi(2), 1u);
+    host.write_bar(reg::kIntmc, 1u << 3);
+    EXPECT_EQ(host.irqs.total() - host.irqs.msi(0), 1u) << "nothing waits there";
+    host.write_bar(reg::kIntmc, 1u << 1);
+    EXPECT_EQ(host.irqs.msi(1), 1u);
+    EXPECT_EQ(host.irqs.msi(2), 1u) << "was not masked";
+    // What the host has taken while the vector was masked needs no message.
+    host.drain(1);
+    host.write_bar(reg::kIntms, 1u << 1);
+    host.complete_one(1);
+    host.drain(1);
+    host.write_bar(reg::kIntmc, 1u << 1);
+    EXPECT_EQ(host.irqs.msi(1), 1u);
+    // What it has not taken does, whether there was a message before or not.
+    host.complete_one(1);
+    EXPECT_EQ(host.irqs.msi(1), 2u);
+    host.write_bar(reg::kIntms, 1u << 1);
+    host.write_bar(reg::kIntmc, 1u << 1);
+    EXPECT_EQ(host.irqs.msi(1), 3u);
+}
+
+TEST(ControllerInterrupts, IntmsMasksMessagesThatCoalescingHeldBack)
+{
+    MsiHost host(2, 1);
+    host.create_io_queue(1, 16, 1);
+    ASSERT_EQ(host.execute(0, admin(AdminOpcode::set_features, 0x08, 1u << 8 | 3)).status, Status::success);
+    host.complete_one(1);
+    host.write_bar(reg::kIntms, 1u << 1);
+    host.executor.fire_timers();
+    EXPECT_EQ(host.irqs.msi(1), 0u);
+    host.write_bar(reg::kIntmc, 1u << 1);
+    EXPECT_EQ(host.irqs.msi(1), 1u);
+}
+
+TEST(ControllerInterrupts, IntmsHasNoEffectOnMsix)
+{
+    Host host;
+    host.start();
+    host.write_bar(reg::kIntms, 0xffff'ffff);
+    host.submit(1, read_into(host));
+    host.ring_sq(1);
+    host.run();
+    EXPECT_EQ(host.irqs.msix(1), 1u);
+    host.write_bar(reg::kIntmc, 0xffff'ffff);
+    EXPECT_EQ(host.irqs.msix(1), 1u);
+}
+
+TEST(ControllerInterrupts, WithIntxAloneThereIsOneVector)
+{
+    auto options = Host::memory_options();
+    options.interrupts = guest::InterruptKind::intx;
+    Host host(options);
+    host.enable(false);
+    auto cq = admin(AdminOpcode::create_io_cq, 15u << 16 | 1, 1u << 16 | 3);
+    cq.prp1 = host.allocate(4096);
+    EXPECT_EQ(host.execute(0, cq).status, Status::invalid_interrupt_vector);
+    host.create_io_queue(1, 16, 0);
+    host.create_io_queue(32, 16, 0);
+    const auto before = host.irqs.intx();
+    host.device().irq_info({control::kIrqIntx, 0, 1, control::IrqAction::unmask});
+    host.submit(32, read_into(host));
+    host.ring_sq(32);
+    host.run();
+    EXPECT_EQ(host.irqs.intx(), before + 1);
+    EXPECT_EQ(host.irqs.total(), host.irqs.intx());
+}
+
 TEST(ControllerInterrupts, QueuesMayNameAnyVectorOfTheControllerWhileMsixIsOff)
 {
     auto options = Host::memory_options();

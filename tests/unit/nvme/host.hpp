@@ -122,6 +122,7 @@ public:
     std::vector<std::uint32_t> withdraw(std::uint32_t) override { return {}; }
     bool pending(std::uint32_t, std::uint32_t) override { return false; }
     [[nodiscard]] unsigned msix(std::uint32_t vector) { return count[{control::kIrqMsix, vector}]; }
+    [[nodiscard]] unsigned msi(std::uint32_t vector) { return count[{control::kIrqMsi, vector}]; }
     [[nodiscard]] unsigned intx() { return count[{control::kIrqIntx, 0}]; }
     [[nodiscard]] unsigned total() const
     {
@@ -228,7 +229,7 @@ public:
         DiskIdentity identity;
         identity.serial = "TEST0001";
         identity.namespaces.resize(1);
-        Controller::Config config{std::move(identity), 4, {}};
+        Controller::Config config{std::move(identity), 4, {}, guest::InterruptKind::msix};
         config.namespaces.push_back({std::move(backing), false});
         device_ =
             std::make_unique<Controller>(std::move(config), guest::DeviceServices{executor, workers, dma, irqs, {}});
@@ -316,13 +317,28 @@ public:
         return static_cast<std::uint8_t>(byte);
     }
     void set_bus_master(bool on) { write_config16(4, on ? 6 : 2); }
-    void set_msix(bool on)
+    /// 0: there is none.
+    std::uint8_t find_capability(std::uint8_t id)
     {
         auto capability = config8(0x34);
-        while (capability != 0 && config8(capability) != 0x11) {
+        while (capability != 0 && config8(capability) != id) {
             capability = config8(capability + 1u);
         }
-        write_config16(capability + 2u, on ? 0x8000 : 0);
+        return capability;
+    }
+    /// Message Control of MSI-X; nothing without it.
+    void set_msix(bool on)
+    {
+        if (const auto capability = find_capability(0x11)) {
+            write_config16(capability + 2u, on ? 0x8000 : 0);
+        }
+    }
+    /// Message Control of MSI, with 2^log2_vectors vectors allowed; nothing without it.
+    void set_msi(bool on, unsigned log2_vectors)
+    {
+        if (const auto capability = find_capability(0x05)) {
+            write_config16(capability + 2u, static_cast<std::uint16_t>((on ? 1u : 0u) | log2_vectors << 4));
+        }
     }
     [[nodiscard]] bool ready() { return (read_bar(reg::kCsts) & 1) != 0; }
     [[nodiscard]] bool fatal() { return (read_bar(reg::kCsts) & 2) != 0; }

@@ -91,7 +91,10 @@ void random_action(Host &host, Random &random)
         case 4: host.executor.run(); break;
         case 5: host.workers.run(); break;
         case 6: host.messages.answer_one(); break;
-        case 7: host.set_msix(random.chance(70)); break;
+        case 7:
+            host.set_msix(random.chance(70));
+            host.set_msi(random.chance(70), static_cast<unsigned>(random.below(8)));
+            break;
         case 8: host.drain(qid); break;
         default:
             for (auto n = random.below(20); n > 0; --n) {
@@ -143,6 +146,16 @@ TEST(NvmeFuzz, RandomHostsOnMemory)
     for (std::uint64_t seed = 1; seed <= 25; ++seed) {
         SCOPED_TRACE(seed);
         run_session(seed, Host::memory_options());
+    }
+}
+
+TEST(NvmeFuzz, RandomHostsWithMsi)
+{
+    for (std::uint64_t seed = 201; seed <= 215; ++seed) {
+        SCOPED_TRACE(seed);
+        auto options = Host::memory_options();
+        options.interrupts = guest::InterruptKind::msi;
+        run_session(seed, options);
     }
 }
 

@@ -84,6 +84,22 @@ TEST(MakeNvme, OffersWhatTheOptionsSay)
     EXPECT_EQ(field<Le32>(host.fetch(admin(AdminOpcode::identify, 1), 4096), 516), 64u);
 }
 
+TEST(MakeNvme, InterruptsAreOfTheKindThatIsAskedFor)
+{
+    using control::IrqCount;
+    const IrqCount intx{control::kIrqIntx, 1};
+    const auto irqs = [](guest::InterruptKind kind, std::uint16_t queue_pairs) {
+        auto options = Host::memory_options();
+        options.interrupts = kind;
+        options.queue_pairs = queue_pairs;
+        return Host(options).device().describe().irqs;
+    };
+    EXPECT_THAT(irqs(guest::InterruptKind::msix, 32), testing::ElementsAre(intx, IrqCount{control::kIrqMsix, 33}));
+    EXPECT_THAT(irqs(guest::InterruptKind::msi, 32), testing::ElementsAre(intx, IrqCount{control::kIrqMsi, 32}));
+    EXPECT_THAT(irqs(guest::InterruptKind::msi, 4), testing::ElementsAre(intx, IrqCount{control::kIrqMsi, 8}));
+    EXPECT_THAT(irqs(guest::InterruptKind::intx, 32), testing::ElementsAre(intx));
+}
+
 TEST(MakeNvme, SerialNumberIsTheGivenOne)
 {
     auto options = Host::memory_options();

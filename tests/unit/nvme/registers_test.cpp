@@ -62,7 +62,7 @@ TEST(Registers, ControllerResetKeepsTheAdminQueue)
     EXPECT_EQ(registers.asq_entries(), 16u);
     EXPECT_EQ(registers.asq(), 0x1000u);
     EXPECT_EQ(registers.acq(), std::uint64_t{7} << 32);
-    EXPECT_FALSE(registers.intx_masked());
+    EXPECT_FALSE(registers.masked(0));
 }
 
 TEST(Registers, ReadsAgreeWithTheWholeImage)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 //
-// Base of PCI device models: configuration space and capabilities, BAR routing, MSI-X and INTx.
+// Base of PCI device models: configuration space and capabilities, BAR routing, MSI-X, MSI and INTx.
 #pragma once
 
 #include <array>
@@ -9,6 +9,7 @@
 #include <memory>
 #include <set>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "vvfu/guest/device_model.hpp"
@@ -30,6 +31,9 @@ struct PciBar {
     std::uint64_t region_memory_offset = 0;  ///< with areas: where byte 0 of the BAR is in region memory
 };
 
+/// How a function interrupts: by messages of one kind, or by the level of INTA#.
+enum class InterruptKind : std::uint8_t { intx, msi, msix };
+
 /// Describes the function; PciDevice's constructor turns it into configuration space.
 struct PciFunction {
     PciIdentity identity;
@@ -37,19 +41,29 @@ struct PciFunction {
     std::uint16_t msix_vectors = 0;  ///< 0: no MSI-X. Table and PBA then need room in a BAR:
     std::uint8_t msix_bar = 0;
     std::uint32_t msix_table_offset = 0, msix_pba_offset = 0;  ///< 8-byte aligned, disjoint, inside the BAR
+    std::uint16_t msi_vectors = 0;                             ///< 0: no MSI. A power of two, at most kMsiMaxVectors
     bool intx = false;                                         ///< INTA#
+
+    static constexpr std::uint16_t kMsiMaxVectors = 32;
+
+    /// Offers messages of `kind` with at least `vectors` vectors (MSI: as many as it has), and INTA# for drivers that
+    /// enable none of them.
+    void offer(InterruptKind kind, std::uint16_t vectors);
+    /// Interrupt vectors that the function has; INTA# counts as one.
+    [[nodiscard]] std::uint16_t vectors() const noexcept;
 
     /// Bytes of the MSI-X table and PBA.
     static constexpr std::uint32_t msix_table_size(std::uint16_t vectors) { return 16u * vectors; }
     static constexpr std::uint32_t msix_pba_size(std::uint16_t vectors) { return (vectors + 63u) / 64u * 8u; }
 };
 
-/// PCI Express endpoint with a 4 KiB configuration space (PM, PCIe with FLR and MSI-X capabilities).
+/// PCI Express endpoint with a 4 KiB configuration space (PM, PCIe with FLR, MSI-X and MSI capabilities).
 ///
 /// The MSI-X table is kept by the driver VMM and never reaches the device; the table here is plain storage for clients
 /// that do forward it. Its mask bits, and Function Mask, have no effect: QEMU and Cloud Hypervisor obey those of their
 /// own table, and a vector that is masked by SET_IRQS has no doorbell target. The PBA shows the messages that wait
-/// for bus mastering, and the pending state of the doorbells.
+/// for bus mastering, and the pending state of the doorbells. MSI has no
+/// mask bits (they are optional); clients keep its address and data, too.
 class PciDevice : public DeviceModel {
 public:
     /// Throws std::invalid_argument when `function` is not realisable (that is a bug in the model).
@@ -79,16 +93,19 @@ protected:
     // ---- for models to use: executor's thread only, else std::logic_error is thrown ----
 
     [[nodiscard]] DeviceServices &services() noexcept { return services_; }
-    /// MSI-X Enable of Message Control, or the peer connected MSI-X vectors: with VFIO the latter is what enables them.
-    [[nodiscard]] bool msix_enabled() const noexcept;
+    /// What trigger() sends by; intx: no messages are enabled. MSI-X or MSI is enabled by its Enable bit, or because
+    /// the peer connected vectors: with VFIO the latter is what enables them.
+    [[nodiscard]] InterruptKind interrupts() const noexcept { return messages().kind; }
+    [[nodiscard]] std::uint16_t interrupt_vectors() const noexcept { return function_.vectors(); }
     /// Bus Master Enable of Command, in power state D0. Without it the function does no DMA and sends no MSI or MSI-X
     /// message: DmaSpace's gate is closed, and messages wait, before the write that cleared it is answered.
     [[nodiscard]] bool bus_master() const noexcept;
-    /// Sends MSI-X message `vector` (dropped while MSI-X is disabled). Edge. Without bus_master() it is pending, once
-    /// per vector, until the function may send it, or a reset.
-    void msix_trigger(std::uint16_t vector);
+    /// Sends message `vector` by whatever is enabled. Edge. Dropped while no messages are enabled, and if the driver
+    /// allowed the function fewer vectors (MSI: Multiple Message Enable). Without bus_master() it is pending, once per
+    /// vector, until the function may send it, or a reset.
+    void trigger(std::uint16_t vector);
     /// Drives INTA#. Level: asserted again after each unmask by the peer while it stays high. Has no effect
-    /// while MSI-X is enabled or Interrupt Disable of Command is set, beyond remembering the level.
+    /// while messages are enabled or Interrupt Disable of Command is set, beyond remembering the level.
     void intx_set(bool level);
 
 private:
@@ -103,6 +120,13 @@ private:
     void check_thread() const;
     void pba_read(std::size_t offset, std::span<std::byte> out);
     void intx_evaluate();
+    /// The messages that are enabled, and how many vectors of them the driver allows.
+    struct Messages {
+        InterruptKind kind = InterruptKind::intx;
+        std::uint32_t index = control::kIrqIntx;  ///< IRQ index of the kind
+        std::uint32_t vectors = 0;
+    };
+    [[nodiscard]] Messages messages() const noexcept;
     /// A part of a BAR as it is routed.
     enum class Target { model, msix_table, msix_pba };
     struct Route {
@@ -116,8 +140,9 @@ private:
     PciFunction function_;
     RegisterBank config_;
     std::vector<std::byte> msix_table_;
-    std::set<std::uint16_t> msix_pending_;  ///< messages that wait until bus_master()
-    bool msix_assigned_ = false;
+    /// Messages that wait until bus_master(): IRQ index and vector.
+    std::set<std::pair<std::uint32_t, std::uint32_t>> pending_;
+    std::uint32_t msix_assigned_ = 0, msi_assigned_ = 0;  ///< vectors up to the highest that was connected
     bool intx_level_ = false;
     bool intx_masked_ = false;  ///< automasked: signalled, and the peer has not unmasked since
     bool resetting_ = false;
