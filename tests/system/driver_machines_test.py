@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One device VM and driver VMs of unusual build: hot-plugged memory, memory in files, three at once, booted from the disk."""
+"""One device VM and driver VMs of unusual build: hot-plugged memory, memory in files, three at once, each with another kind
+of interrupts, functions that come and go, booted from the disk."""
 
 import os
 import shutil
@@ -11,7 +12,7 @@ import pytest
 
 from vmlab import guestio, host
 from vmlab.diskimage import MIB, random_file
-from vmlab.topology import DeviceVm, device_json
+from vmlab.topology import DeviceVm, device_json, plug_into_driver, unplug_from_driver
 from vmlab.vm import wait_until
 
 SIZE = 16 * MIB
@@ -35,9 +36,9 @@ def stage(lab):
     device.wait_ready()
     device.bind()
     device.start_guest_driver()
-    for function, socket in zip(("0000:00:0b.0", "0000:00:0c.0"), device.sockets[1:]):
+    for function, socket, interrupts in zip(("0000:00:0b.0", "0000:00:0c.0"), device.sockets[1:], ("intx", "msi")):
         device.bind(function)
-        device.run(f"vvfu-guest --device={function} nvme --backing=mem:64M >/tmp/{function}.log 2>&1 &")
+        device.run(f"vvfu-guest --device={function} nvme --interrupts={interrupts} --backing=mem:64M >/tmp/{function}.log 2>&1 &")
         wait_until(socket.is_socket, 60, "vvfu-guest serves")
     return types.SimpleNamespace(lab=lab, image=image, source=source, digest=digest, device=device)
 
@@ -104,6 +105,44 @@ def test_three_driver_vms_on_three_functions(stage):
         assert guestio.read_direct(driver, "/dev/nvme0n1", SIZE)[1] == guestio.digest(driver, "/tmp/data")
     for driver in drivers:
         driver.power_off()
+
+
+def test_msi_with_interrupt_remapping_gives_each_queue_its_vector(stage):
+    driver = stage.lab.new_driver(stage.source, iommu="intel", socket=stage.device.sockets[2])
+    for cpu in (0, 1):
+        driver.run(f"taskset {cpu + 1} dd if=/dev/nvme0n1 of=/dev/null bs=64k count=64 iflag=direct 2>/dev/null")
+    seen = guestio.interrupts(driver)
+    assert set(seen) == {"nvme0q0", "nvme0q1", "nvme0q2"}
+    for queue in ("nvme0q1", "nvme0q2"):
+        assert "MSI-" in seen[queue][1] and "MSIX" not in seen[queue][1].replace("-", "")
+        assert seen[queue][0] >= 32, seen
+    driver.power_off()
+
+
+# Without MSI-X, which stock QEMU does not survive.
+@pytest.mark.parametrize("function, kind, times", [(3, "MSI-", 20), (2, "IO-APIC", 3)])
+def test_function_comes_and_goes_under_io(stage, function, kind, times):
+    socket, identifier = stage.device.sockets[function - 1], f"vvfu{function}"
+    driver = stage.lab.new_driver(stage.source, slot=True)
+    first_session = stage.device.property("epoch", identifier) + 1
+    for number in range(times):
+        plug_into_driver(driver, socket)
+        guestio.wait_for_disk(driver)
+        assert stage.device.property("epoch", identifier) == first_session + number
+        if number == 0:
+            guestio.write_direct(driver, "/dev/vda", "/dev/nvme0n1", SIZE)
+            assert all(kind in chip for _, chip in guestio.interrupts(driver).values())
+            head = driver.run("dd if=/dev/vda bs=1M count=2 2>/dev/null | sha256sum")
+        assert driver.run("dd if=/dev/nvme0n1 bs=1M count=2 iflag=direct 2>/dev/null | sha256sum") == head
+        for copy in ("if=/dev/nvme0n1 of=/dev/null iflag=direct", "if=/dev/vda of=/dev/nvme0n1 seek=512 oflag=direct"):
+            driver.run(f"(while [ -b /dev/nvme0n1 ]; do dd bs=64k {copy}; done; echo >>/tmp/over) >/dev/null 2>&1 &")
+        guestio.wait_for_requests(driver, 100)
+        unplug_from_driver(driver)
+        # dd leaves a file behind when the disk goes just before it opens it.
+        driver.run("until [ $(cat /tmp/over | wc -l) -eq 2 ] && [ ! -e /sys/class/nvme/nvme0 ]; do usleep 20000; done; "
+                   "rm -f /tmp/over /dev/nvme0n1", 60)
+        wait_until(lambda: stage.device.property("session-state", identifier) == "listening", 20, "the session is over")
+    driver.power_off()
 
 
 # ---- booting from the disk ----

@@ -84,14 +84,15 @@ class Lab:
         return self.keep_track(driver_vm(self, name, **options))
 
     def new_driver(self, source, **options):
-        """One more driver VM, with its disk ready. Ends what a failed case left behind."""
+        """One more driver VM, with its disk ready if it has one. Ends what a failed case left behind."""
         for leftover in self._drivers:
             leftover.kill()
         driver = self.driver_vm(f"driver{len(self._drivers) + 1}", source=source, **options)
         self._drivers.append(driver)
         driver.start()
         driver.wait_ready()
-        guestio.wait_for_disk(driver)
+        if not options.get("slot"):
+            guestio.wait_for_disk(driver)
         return driver
 
     def loopback(self, *arguments):
@@ -200,14 +201,27 @@ def device_json(socket, identifier="vfu0", address=4):
                        "socket": {"type": "unix", "path": str(socket)}})
 
 
+def plug_into_driver(driver, socket):
+    """device_add of the function behind a socket, into the slot that driver_vm(slot=True) has."""
+    driver.qmp.execute("device_add", driver="vfio-user-pci", id="vfu0", bus="rootport",
+                       socket={"type": "unix", "path": str(socket)})
+
+
+def unplug_from_driver(driver, seconds=30):
+    """device_del, until the guest has let go of the function and QEMU has freed it."""
+    driver.qmp.execute("device_del", id="vfu0")
+    wait_until(lambda: driver.qmp.deleted("vfu0"), seconds, "the function is unplugged")
+
+
 def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, iommu=None, programs=(), append="",
-              backend=None, hot_plug=None, socket=None):
+              backend=None, hot_plug=None, socket=None, slot=False):
     """A stock VM with the device as a vfio-user PCI function.
 
     share=False: guest memory that no other process can map, so the device must ask for every byte by message.
     source: a file that the guest sees as /dev/vda, read-only. iommu: a vIOMMU ("intel" or "virtio") in strict mode, so
-    that the guest maps and unmaps memory for every transfer. programs: host.GuestProgram names beyond the usual ones. backend: the memory object
-    but for its ID and size. hot_plug: MiB of memory that can be added. socket: another one than the lab's.
+    that the guest maps and unmaps memory for every transfer. programs: host.GuestProgram names beyond the usual ones.
+    backend: the memory object but for its ID and size. hot_plug: MiB of memory that can be added. socket: another one
+    than the lab's. slot: an empty one in place of the function, see plug_into_driver().
     """
     machine, accelerator = _machine(lab.accelerator, iommu == "intel")
     more = f",slots=1,maxmem={memory + hot_plug}M" if hot_plug else ""
@@ -220,7 +234,9 @@ def driver_vm(lab, name, memory=384, smp=2, share=True, source=None, devices=1, 
                       "-object", f"{backend or 'memory-backend-memfd,share=on'},id=mem,size={memory}M"]
     else:
         arguments += ["-machine", machine]
-    for index in range(devices):
+    if slot:
+        arguments += ["-device", "pcie-root-port,id=rootport,chassis=1,addr=6"]
+    for index in range(0 if slot else devices):
         arguments += ["-device", device_json(socket or lab.socket, f"vfu{index}", 4 + index)]
     if source:
         arguments += _disk("source", source, 0x10, readonly=True)
