@@ -48,6 +48,7 @@ void ThreadPool::submit(Lane lane, std::function<void()> work, std::function<voi
     if (jobs_.size() > idle_) {
         try {
             threads_.emplace_back([this] { thread_main(); });
+            ++idle_;
         } catch (const std::system_error &) {
             // Out of threads: those that run will get to it. Without any, only the caller is left to do it.
             if (threads_.empty()) {
@@ -85,7 +86,6 @@ void ThreadPool::thread_main()
 {
     std::unique_lock lock{mutex_};
     for (;;) {
-        ++idle_;
         wakeup_.wait(lock, [this] { return stopping_ || !jobs_.empty(); });
         --idle_;
         if (stopping_) {
@@ -103,6 +103,7 @@ void ThreadPool::thread_main()
         executor_.post(std::move(job.done));
         lock.lock();
         ended(job.lane);
+        ++idle_;
     }
 }
 

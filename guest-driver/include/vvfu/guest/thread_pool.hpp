@@ -53,7 +53,7 @@ private:
     std::condition_variable wakeup_;
     std::deque<Job> jobs_;             // for the next thread that has nothing to do
     std::map<Lane, LaneState> lanes_;  // that have work
-    unsigned idle_ = 0;
+    unsigned idle_ = 0;                // threads without a job, those included that have just been started
     bool stopping_ = false;
     std::vector<std::thread> threads_;
 };
