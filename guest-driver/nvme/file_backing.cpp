@@ -13,7 +13,6 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
-#include <new>
 #include <utility>
 
 #include "data_transfer.hpp"
@@ -144,7 +143,7 @@ guest::Result<std::uint64_t> size_of(const File &file, const struct stat &status
 
 /// One writer or any number of readers. A writer's lock covers the bytes that QEMU locks in images it uses
 /// (block/file-posix.c), a reader's does not: QEMU would take it for a writer.
-guest::Result<void> lock(const File &file, const std::string &path, bool read_only)
+guest::Result<void> lock_file(const File &file, const std::string &path, bool read_only)
 {
     struct flock lock {};
     lock.l_type = read_only ? F_RDLCK : F_WRLCK;
@@ -178,7 +177,7 @@ guest::Result<std::unique_ptr<Backing>> FileBacking::open(const std::string &pat
     }
     file->block_device = S_ISBLK(status.st_mode);
     file->path = path;
-    if (const auto locked = lock(*file, path, read_only); !locked) {
+    if (const auto locked = lock_file(*file, path, read_only); !locked) {
         return make_unexpected(locked.error());
     }
     const auto size = size_of(*file, status, path);
@@ -216,10 +215,10 @@ void FileBacking::submit(Work work, Done done)
 
 void FileBacking::read(ByteRange range, ReadDone done)
 {
-    const auto buffer = std::make_shared<std::unique_ptr<std::byte[]>>();
+    const auto buffer = std::make_shared<std::shared_ptr<std::byte[]>>();
     const auto work = [range, buffer](const File &file) {
-        // Allocated here, so that only requests being served and their results need memory.
-        buffer->reset(new (std::nothrow) std::byte[range.size]);
+        // Taken here, so that only requests being served and their results need memory.
+        *buffer = BufferPool::take(file.buffers, range.size);
         const iovec piece{buffer->get(), range.size};
         return *buffer ? transfer_all(preadv, file.fd.get(), range.offset, {&piece, 1}) : ENOMEM;
     };
@@ -234,7 +233,7 @@ void FileBacking::write(std::uint64_t offset, std::span<const iovec> data, Done 
     for (const auto &piece : data) {
         size += piece.iov_len;
     }
-    const std::shared_ptr<std::byte[]> copy{new (std::nothrow) std::byte[size]};
+    const auto copy = BufferPool::take(file_->buffers, size);
     if (!copy) {
         done(ENOMEM);
         return;

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 #include <string>
 
 #include "backing.hpp"
+#include "buffer_pool.hpp"
 #include "vvfu/base/fd.hpp"
 
 namespace vvfu::nvme {
@@ -34,6 +36,7 @@ public:
         Fd fd;
         bool block_device = false;
         std::string path;
+        std::shared_ptr<BufferPool> buffers = std::make_shared<BufferPool>();
         std::atomic<unsigned> unfinished{0};  ///< operations whose `done` has not been called
     };
 
