@@ -11,6 +11,8 @@ from qemuport import peer as client
 from qemuport.block import DONE_OK, Disk
 from qemuport.machine import Machine, device_option, eventually
 from qemuport.memory import add_range, remove_range
+from qemuport.nbd import StallingServer
+from vmlab import host
 
 MIB = 1 << 20
 DISK_SIZE = MIB
@@ -215,6 +217,42 @@ def test_disk_read_under_way_does_not_reach_memory_that_was_unmapped(tmp_path, d
         setup.remove(0, MIB)
         assert disk.status() is None
         debug_disk(setup.machine, "resume held")
+        assert eventually_status(disk) == DONE_OK
+        assert memory[:4096] == bytes(4096)
+
+
+#= VVFU-WINDOW-4
+#= type=test
+def test_kernel_copies_no_disk_data_into_memory_that_was_unmapped(tmp_path):
+    server = StallingServer(tmp_path / "nbd", DISK_SIZE, b"D", stall_from=4096)
+    disk_arguments = ("-blockdev", f"driver=nbd,node-name=raw,server.type=unix,server.path={tmp_path / 'nbd'}",
+                      "-device", "virtio-blk-pci,id=disk,addr=05.0,drive=raw,disable-legacy=on,iommu_platform=on")
+    with Setup(tmp_path, *disk_arguments) as setup:
+        disk = Disk(setup.machine)
+        fd, memory = client.shared_memory(MIB)
+        window = setup.add(0, MIB, fd)
+        server.stalls = True
+
+        def start_read(address):
+            disk.start_read(address, 4096)
+            assert server.half_way.wait(host.deadline(20))
+            eventually(server.delivered, "the first half is where QEMU wants it")
+
+        # Into the machine's own memory the host's kernel copies by itself: from a socket, as from a file with cache=none.
+        own = drv.RAM + 0x200000
+        start_read(own)
+        assert setup.machine.read(own, 4096) == b"D" * 2048 + bytes(2048)
+        server.resume()
+        assert eventually_status(disk) == DONE_OK
+        # Not so into the window, of which nobody can say when the kernel has done with it.
+        start_read(window)
+        assert memory[:4096] == bytes(4096)
+        server.resume()
+        assert eventually_status(disk) == DONE_OK and memory[:4096] == b"D" * 4096
+        memory[:4096] = bytes(4096)
+        start_read(window)
+        setup.remove(0, MIB)
+        server.resume()
         assert eventually_status(disk) == DONE_OK
         assert memory[:4096] == bytes(4096)
 
