@@ -442,6 +442,50 @@ def test_register_access_goes_through(driver, session):
     assert session.receive()[2][16:] == b"\xde\xad\xbe\xef"
 
 
+#= VVFU-QUEUE-12
+#= type=test
+#= VVFU-QUEUE-13
+#= type=test
+def test_dma_data_that_waits_for_the_peer_is_bounded(tmp_path, path, monkeypatch):
+    monkeypatch.setattr(drv, "QUEUE_SIZE", 64)
+    address, message, writes = 0x100000, 256 << 10, 24
+    count = message - drv.HEADER.size - 16
+    most = -(-(4 * MIB) // count)  # messages that make 4 MiB
+    with Machine(tmp_path / "qemu.log", ["-device", device_option(socket=str(path), **{
+            "window-size": 64 * MIB, "access-timeout": 4000})]) as machine:
+        driver = drv.Driver(machine)
+        driver.initialise()
+        driver.register()
+        with driver.session(path) as peer:
+            peer.send(client.DMA_MAP, client.dma_map(address, MIB))
+            driver.reply(driver.expect(drv.MEMORY_INFO))
+            assert peer.receive()[1] == 0
+            for index in range(writes):
+                where = drv.RAM + 0x400000 + message * index
+                machine.write(where, drv.HEADER.pack(drv.DMA_WRITE, 0, message, 1000 + index, 1, 0, 0) +
+                              struct.pack("<QQ", address, count))
+                driver.queues[drv.CONTROL].add((where, message, False), (drv.RAM + 0x80000 + 512 * index, 512, True))
+            driver.kick(drv.CONTROL)
+            held = []
+            for _ in range(most):
+                assert peer.receive()[0] == client.DMA_WRITE
+                held.append(peer.last_id)
+            # No more of them comes, but what the driver has to say does.
+            peer.send(client.REGION_READ, struct.pack("=QII", 0x10, 0, 4))
+            request = driver.expect(drv.REGION_READ)
+            driver.reply(request, request.payload + b"data")
+            assert peer.receive()[0] == client.REGION_READ
+            for _ in range(writes - most):
+                peer.reply(client.DMA_WRITE, held.pop(0), struct.pack("=QQ", address, count))
+                assert peer.receive()[0] == client.DMA_WRITE
+                held.append(peer.last_id)
+            while held:
+                peer.reply(client.DMA_WRITE, held.pop(0), struct.pack("=QQ", address, count))
+            for _ in range(writes):
+                used = []
+                eventually(lambda: used.append(driver.queues[drv.CONTROL].take()) or used[-1], "a control reply")
+
+
 #= VVFU-DEADLINE-1
 #= type=test
 def test_silent_guest_costs_the_peer_no_more_than_the_deadline(machine, driver, session):

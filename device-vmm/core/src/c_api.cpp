@@ -177,6 +177,11 @@ void vvfu_core_control_request(VvfuCore *core, uint64_t now_ns, uint64_t token, 
     core->core->control_request(time(now_ns), token, bytes(message, length), reply_capacity);
 }
 
+bool vvfu_core_wants_control_requests(const VvfuCore *core)
+{
+    return core->core->wants_control_requests();
+}
+
 void vvfu_core_reply(VvfuCore *core, uint64_t now_ns, unsigned queue, const void *message, size_t length)
 {
     core->core->reply(time(now_ns), queue, bytes(message, length));

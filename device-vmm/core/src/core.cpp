@@ -320,6 +320,12 @@ void Core::control_request(Nanoseconds now, std::uint64_t token, std::span<const
     impl_->enter(now, [&] { impl_->control_request(now, token, message, reply_capacity); });
 }
 
+//= VVFU-QUEUE-12
+bool Core::wants_control_requests() const
+{
+    return !impl_->session_ || impl_->session_->wants_control_requests();
+}
+
 void Core::reply(Nanoseconds now, unsigned queue, std::span<const std::byte> message)
 {
     impl_->enter(now, [&] { impl_->guest_.reply(now, queue, message); });

@@ -35,6 +35,7 @@ void PeerDma::write(Nanoseconds now, std::uint64_t address, std::vector<std::byt
 void PeerDma::start(Nanoseconds now, Operation operation)
 {
     operation.deadline = now + timeout_;
+    held_bytes_ += operation.count;
     auto shared = std::make_shared<Operation>(std::move(operation));
     waiting_.push_back(shared);
     by_deadline_.push_back(std::move(shared));
@@ -191,6 +192,7 @@ void PeerDma::forget_finished()
 void PeerDma::finish(const OperationPtr &operation, Status status)
 {
     operation->finished = true;
+    held_bytes_ -= operation->count;
     const bool has_data = status == Status::ok && operation->command == Command::dma_read;
     operation->done(status, has_data ? control::Bytes{operation->data} : control::Bytes{});
     operation->data.clear();

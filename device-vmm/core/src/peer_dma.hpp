@@ -26,6 +26,9 @@ public:
 
     /// Commands that wait for the peer's reply at the same time.
     static constexpr std::size_t kMaxOutstanding = 256;
+    /// Bytes of operations that are not over beyond which no further one is wanted: each is held here, and those that
+    /// were sent once more by the port.
+    static constexpr std::uint64_t kMaxHeldBytes = 4 * 1024 * 1024;
     /// While the peer has not read this much of what was sent, no further command is.
     static constexpr std::size_t kMaxBacklog = 4 * 1024 * 1024;
     /// Data of one read command, and cost of all that the peer still has to answer. QEMU (10.1 to 11.1) takes a partial
@@ -59,6 +62,7 @@ public:
     void abort(control::Status status);
     void tick(Nanoseconds now);
     [[nodiscard]] Nanoseconds next_deadline() const;
+    [[nodiscard]] bool has_room() const noexcept { return held_bytes_ < kMaxHeldBytes; }
     /// Commands that wait for a reply: the port must go on reading the socket.
     [[nodiscard]] bool outstanding() const noexcept { return !pieces_.empty() || !waiting_.empty(); }
     /// The peer left so many commands unanswered that message IDs run out.
@@ -103,6 +107,7 @@ private:
     Nanoseconds timeout_;
     std::uint64_t max_transfer_ = vfio_user::kMaxDataXferSize;
     std::uint64_t reply_cost_ = 0;  // of all pieces
+    std::uint64_t held_bytes_ = 0;  // of operations that are not finished
     std::uint16_t last_message_id_ = 0;
     std::map<std::uint16_t, Piece> pieces_;  // by message ID
     std::deque<OperationPtr> waiting_;       // not everything issued yet, in order

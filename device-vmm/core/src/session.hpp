@@ -57,6 +57,7 @@ public:
     void tick(Nanoseconds now);
     [[nodiscard]] Nanoseconds next_deadline() const;
     void send_drained() { dma_.resume(); }
+    [[nodiscard]] bool wants_control_requests() const noexcept { return dma_.has_room(); }
     /// Notification 0 fired and the guest has no vector for it.
     void intx_unmasked(Nanoseconds now);
 

@@ -248,6 +248,12 @@ void DeviceSide::drain(unsigned index, void (DeviceSide::*take)(const DeviceQueu
         if (!queue || queue_failure_ || needs_reset()) {
             return;
         }
+        //= VVFU-QUEUE-12
+        //= VVFU-QUEUE-13
+        if (index == kControlQueue && !core_->wants_control_requests()) {
+            control_left_ = true;  // settle() comes back here
+            return;
+        }
         const auto found = queue->ring.pop(element_);
         if (!found) {
             queue_failed(index, found.error());
@@ -389,6 +395,10 @@ void DeviceSide::settle()
     }
     burst_ = false;
     closed_peer_.reset();
+    if (control_left_ && core_->wants_control_requests()) {
+        control_left_ = false;
+        reactor_->post([this] { on_kick(kControlQueue); });
+    }
 }
 
 // ---- the peer's socket --------------------------------------------------------------------------

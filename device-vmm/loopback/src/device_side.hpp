@@ -129,6 +129,7 @@ private:
     std::optional<std::string> queue_failure_;
     std::uint64_t next_token_ = 1;
     std::unordered_map<std::uint64_t, controlq::DeviceQueue::Element> control_chains_;  // open, by token
+    bool control_left_ = false;  // chains may be in the control queue that the core did not want
     controlq::DeviceQueue::Element element_, request_element_;
     bool burst_ = false;  // a request was pushed, and the driver woken for it, since the last settle()
     std::vector<std::byte> message_;

@@ -12,7 +12,7 @@ from vmlab import host
 
 from .machine import SECONDS
 
-VERSION, DMA_MAP, DMA_UNMAP, REGION_INFO, SET_IRQS, REGION_READ, REGION_WRITE = 1, 2, 3, 5, 8, 9, 10
+VERSION, DMA_MAP, DMA_UNMAP, REGION_INFO, SET_IRQS, REGION_READ, REGION_WRITE, DMA_WRITE = 1, 2, 3, 5, 8, 9, 10, 12
 READ, WRITE = 1, 2
 _ADD_SEALS, _SEAL_SHRINK = 1033, 2
 
@@ -32,6 +32,7 @@ class Peer:
         self.socket.settimeout(host.deadline(SECONDS))
         self.socket.connect(str(path))
         self._id = 0
+        self.last_id = None  # of the message that was received last
 
     def __enter__(self):
         return self
@@ -48,6 +49,10 @@ class Peer:
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self.socket.sendmsg([data], ancillary)
 
+    def reply(self, command, message_id, payload):
+        """To a command of the device."""
+        self.socket.sendall(struct.pack("=HHIII", message_id, command, 16 + len(payload), 1, 0) + payload)
+
     def _exactly(self, size):
         data, fds = b"", array.array("i")
         while len(data) < size:
@@ -63,7 +68,7 @@ class Peer:
     def receive(self):
         """(command, errno or 0, payload, fds) of the next message."""
         header, fds = self._exactly(16)
-        _, command, size, flags, error = struct.unpack("=HHIII", header)
+        self.last_id, command, size, flags, error = struct.unpack("=HHIII", header)
         payload, more = self._exactly(size - 16) if size > 16 else (b"", [])
         return command, error if flags & 0x20 else 0, payload, fds + more
 

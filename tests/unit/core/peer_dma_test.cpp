@@ -42,6 +42,52 @@ protected:
     }
 };
 
+//= VVFU-QUEUE-12
+//= type=test
+//= VVFU-QUEUE-13
+//= type=test
+TEST_F(PeerDmaTest, RequestsAreLeftInTheirQueueWhileMuchDataWaitsForThePeer)
+{
+    constexpr std::uint64_t kChunk = 200 * 1024, kMost = 4 * 1024 * 1024;
+    start();
+    const auto fill = [&] {
+        std::vector<std::uint64_t> tokens;
+        while (core->wants_control_requests()) {
+            tokens.push_back(tokens.size() % 2 == 0 ? start_write(kBase, filled(kChunk, 1))
+                                                    : start_read(kBase, kChunk));
+            EXPECT_LE(tokens.size() * kChunk, kMost + kChunk);
+        }
+        return tokens;
+    };
+    auto tokens = fill();
+    EXPECT_GE(tokens.size() * kChunk, kMost) << "not sooner than needed";
+    // The peer's commands and the guest's replies go on.
+    const auto write = take_sent();
+    port.sent.clear();
+    feed(command(vu::Command::region_read, concat(vu::RegionAccess{0, 0, 4})));
+    answer_well(take_request());
+    EXPECT_EQ(vu::Command::region_read, take_sent().header.kind());
+    EXPECT_FALSE(core->wants_control_requests());
+    // So does the peer's reply, which makes room.
+    reply_to(write, concat(vu::DmaAccess{kBase, kChunk}));
+    EXPECT_EQ(control::Status::ok, status(tokens[0]));
+    EXPECT_TRUE(core->wants_control_requests());
+    // Or it is made by the deadline, a reset, or the end of the session.
+    fill();
+    advance(config.access_timeout);
+    EXPECT_EQ(control::Status::timeout, status(tokens[1]));
+    EXPECT_TRUE(core->wants_control_requests());
+    tokens = fill();
+    feed(command(vu::Command::device_reset, {}));
+    EXPECT_EQ(control::Status::busy, status(tokens[0]));
+    EXPECT_TRUE(core->wants_control_requests());
+    answer_all();
+    tokens = fill();
+    core->peer_closed(now, 0);
+    EXPECT_EQ(control::Status::stale, status(tokens[0]));
+    EXPECT_TRUE(core->wants_control_requests());
+}
+
 TEST_F(PeerDmaTest, ReadAsksThePeer)
 {
     start();

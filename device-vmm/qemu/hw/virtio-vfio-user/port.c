@@ -181,6 +181,9 @@ static void vvfu_settle_context(VirtioVfioUser *s)
             (vvfu_queues_unsettled(s) || s->notifications_changed)) {
             qemu_bh_schedule(s->resume);
         }
+        if (vvfu_queues_resumable(s)) {
+            qemu_bh_schedule(s->resume);
+        }
     }
     vvfu_core_end(s);
 }

@@ -192,6 +192,34 @@ static void vvfu_queues_end(VirtioVfioUser *s)
 
 typedef void VvfuChainHandler(VirtioVfioUser *, VirtQueueElement *);
 
+/*
+ *= VVFU-QUEUE-13
+ *= VVFU-QUEUE-12
+ *# The device MUST hold a bounded number of bytes of DMA_READ and DMA_WRITE
+ *# requests: it leaves further requests in the controlq instead.
+ */
+static bool vvfu_wants_chains(VirtioVfioUser *s, unsigned queue)
+{
+    bool wants = true;
+
+    if (queue == VVFU_QUEUE_CONTROL) {
+        vvfu_core_begin(s);
+        wants = vvfu_core_wants_control_requests(s->core);
+        s->control_left = !wants; /* vvfu_settle_context() comes back to it */
+        vvfu_core_end(s);
+    }
+    return wants;
+}
+
+bool vvfu_queues_resumable(VirtioVfioUser *s)
+{
+    bool resumable =
+        s->control_left && vvfu_core_wants_control_requests(s->core);
+
+    s->control_left &= !resumable;
+    return resumable;
+}
+
 /* Takes at most one queue full, so that a guest cannot keep QEMU here. */
 static void vvfu_take_chains(VirtioVfioUser *s, unsigned queue,
                              VvfuChainHandler *handle)
@@ -199,7 +227,9 @@ static void vvfu_take_chains(VirtioVfioUser *s, unsigned queue,
     VirtQueueElement *element;
 
     for (int i = 0; i < VVFU_QUEUE_SIZE; i++) {
-        element = vvfu_may_take(s) ? vvfu_pop(s, queue, true) : NULL;
+        element = vvfu_may_take(s) && vvfu_wants_chains(s, queue)
+                      ? vvfu_pop(s, queue, true)
+                      : NULL;
         if (!element) {
             return;
         }

@@ -152,6 +152,7 @@ struct VirtioVfioUser {
     /* the lock's */
     GHashTable *control_chains; /* token (in the value) -> VvfuChain */
     uint64_t last_token;
+    bool control_left; /* in the controlq: the core did not want more */
     VvfuChainList request_buffers; /* posted, empty */
     VvfuChainList used_chains;     /* filled, to give back */
 
@@ -241,6 +242,8 @@ void vvfu_queues_stop(VirtioVfioUser *s);
 void vvfu_queues_run(VirtioVfioUser *s);
 /* With the lock: whether the core did something that the guest must see. */
 bool vvfu_queues_unsettled(VirtioVfioUser *s);
+/* True once the core wants what was left in the controlq; the lock is held. */
+bool vvfu_queues_resumable(VirtioVfioUser *s);
 /*
  * Gives back what was used, and takes buffers for requests. True: there is
  * more to settle.

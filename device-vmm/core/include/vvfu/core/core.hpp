@@ -75,6 +75,9 @@ public:
     /// or later.
     void control_request(Nanoseconds now, std::uint64_t token, std::span<const std::byte> message,
                          std::size_t reply_capacity);
+    /// False while DMA requests that wait for the peer hold much memory: the port then leaves further chains in the
+    /// control queue, and in no other. Look again after every call; their deadlines end it.
+    [[nodiscard]] bool wants_control_requests() const;
     /// A message from a reply queue (a private copy).
     void reply(Nanoseconds now, unsigned queue, std::span<const std::byte> message);
     /// The guest made buffers of a request queue available.

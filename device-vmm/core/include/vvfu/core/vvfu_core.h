@@ -92,6 +92,8 @@ void vvfu_core_driver_reset(VvfuCore *core, uint64_t now_ns); /* tokens of open 
 /* reply_capacity: writable bytes of the chain. The core completes each token once, now or later. */
 void vvfu_core_control_request(VvfuCore *core, uint64_t now_ns, uint64_t token, const void *message, size_t length,
                                size_t reply_capacity);
+/* Look before each chain of the control queue, and after every call when one was left there. */
+bool vvfu_core_wants_control_requests(const VvfuCore *core);
 void vvfu_core_reply(VvfuCore *core, uint64_t now_ns, unsigned queue, const void *message, size_t length);
 void vvfu_core_request_buffers(VvfuCore *core, uint64_t now_ns, unsigned queue); /* the guest posted buffers */
 
