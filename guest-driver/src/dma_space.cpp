@@ -304,6 +304,7 @@ bool DmaSpace::remove(DmaAddress address, std::uint64_t size, std::function<void
     }
     const auto entry = it->second;
     //= VVFU-MEMORY-2
+    //= VVFU-MEMORY-5
     ranges_.erase(it);
     entry->removed = true;
     //= VVFU-MEMORY-1

@@ -574,6 +574,47 @@ TEST_F(SessionTest, TheAnswerToAWithdrawalWaitsUntilTheRangeIsNotUsed)
     EXPECT_EQ(reply->header.status, Status::ok);
 }
 
+//= VVFU-MEMORY-5
+//= type=test
+TEST_F(SessionTest, ARangeThatIsBeingLetGoIsNoOverlap)
+{
+    start_connected();
+    ASSERT_EQ(memory(control::MemoryOp::add, 0x10000, 0x2000, 0), Status::ok);
+    std::optional<DmaMapping> mapping;
+    const DmaSegment segment{DmaAddress{0x10000}, 16};
+    session->services().dma.map({&segment, 1}, DmaDirection::from_peer,
+                                [&](Expected<DmaMapping, DmaError> result) { mapping.emplace(std::move(*result)); });
+    EXPECT_EQ(memory(control::MemoryOp::del, 0x10000, 0x2000, 0), std::nullopt) << "it is in use";
+    EXPECT_EQ(memory(control::MemoryOp::add, 0x10000, 0x2000, 0x4000), Status::ok);
+    EXPECT_EQ(memory(control::MemoryOp::del, 0x10000, 0x2000, 0x4000), Status::ok) << "nobody uses the new one";
+    EXPECT_EQ(memory(control::MemoryOp::add, 0x11000, 0x4000, 0x8000), Status::ok) << "nor if it overlaps partly";
+    mapping.reset();
+    EXPECT_TRUE(transport.take(kReplyQueue)) << "the answer to the first";
+    EXPECT_EQ(memory(control::MemoryOp::add, 0x12000, 0x1000, 0), Status::busy);
+}
+
+//= VVFU-MEMORY-5
+//= type=test
+TEST_F(SessionTest, NorIsARangeWhoseWithdrawalWaitsForAReset)
+{
+    start_connected();
+    ASSERT_EQ(memory(control::MemoryOp::add, 0x10000, 0x2000, 0), Status::ok);
+    model.hold_resets = true;
+    send(Type::device_reset, {});
+    send(Type::memory_info, payload_of(control::MemoryInfo{control::MemoryOp::del, 3, 0x10000, 0x2000, 0}));
+    send(Type::memory_info, payload_of(control::MemoryInfo{control::MemoryOp::add, 3, 0x11000, 0x2000, 0x4000}));
+    run();
+    EXPECT_FALSE(transport.take(kReplyQueue));
+    model.held();
+    run();
+    for (const auto type : {Type::device_reset, Type::memory_info, Type::memory_info}) {
+        const auto reply = transport.take(kReplyQueue);
+        ASSERT_TRUE(reply);
+        EXPECT_EQ(reply->header.type, type);
+        EXPECT_EQ(status_of(reply), Status::ok);
+    }
+}
+
 TEST_F(SessionTest, WithdrawingWhatIsNotThereIsNotFound)
 {
     start_connected();
