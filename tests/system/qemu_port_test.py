@@ -446,13 +446,15 @@ def test_register_access_goes_through(driver, session):
 #= type=test
 #= VVFU-QUEUE-13
 #= type=test
-def test_dma_data_that_waits_for_the_peer_is_bounded(tmp_path, path, monkeypatch):
+@pytest.mark.parametrize("event_loop", EVENT_LOOPS)
+def test_dma_data_that_waits_for_the_peer_is_bounded(tmp_path, path, monkeypatch, event_loop):
+    options, properties = event_loop_options(event_loop)
     monkeypatch.setattr(drv, "QUEUE_SIZE", 64)
     address, message, writes = 0x100000, 256 << 10, 24
     count = message - drv.HEADER.size - 16
     most = -(-(4 * MIB) // count)  # messages that make 4 MiB
-    with Machine(tmp_path / "qemu.log", ["-device", device_option(socket=str(path), **{
-            "window-size": 64 * MIB, "access-timeout": 4000})]) as machine:
+    device = device_option(socket=str(path), **{"window-size": 64 * MIB, "access-timeout": 4000, **properties})
+    with Machine(tmp_path / "qemu.log", [*options, "-device", device]) as machine:
         driver = drv.Driver(machine)
         driver.initialise()
         driver.register()
