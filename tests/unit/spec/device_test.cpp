@@ -508,6 +508,39 @@ TEST(Device, SessionsAreNumberedAndFramedByPeerMessages)
     }
 }
 
+//= VVFU-SESSION-1
+//= type=test
+TEST(Device, NumberingGoesOnOverRegistrationsAndResets)
+{
+    DeviceBench bench;
+    bench.start_session();
+    EXPECT_EQ(bench.del().header.status, Status::ok);
+    bench.answer_all();
+    bench.start_session();
+    EXPECT_EQ(bench.core().state().epoch, 2u);
+    bench.core().driver_reset(bench.now);
+    bench.core().driver_ok(bench.now);
+    bench.start_session();
+    EXPECT_EQ(bench.core().state().epoch, 3u);
+}
+
+//= VVFU-SESSION-3
+//= type=test
+TEST(Device, DriverThatBrokeOrResetItHearsNothingOfTheEnd)
+{
+    DeviceBench broken;
+    broken.start_session();
+    broken.send_control(Buffer(3));
+    EXPECT_TRUE(broken.broken);
+    EXPECT_TRUE(broken.requests.empty());
+    DeviceBench reset;
+    reset.start_session();
+    reset.core().driver_reset(reset.now);
+    reset.core().driver_ok(reset.now);
+    EXPECT_FALSE(reset.connected);
+    EXPECT_TRUE(reset.requests.empty());
+}
+
 //= VVFU-SESSION-2
 //= type=test
 TEST(Device, RefusesASecondPeer)
