@@ -116,6 +116,20 @@ def test_path_of_a_live_server_is_refused(path):
     assert path.exists()
 
 
+def test_path_of_a_function_that_does_not_listen_yet_is_refused(machine, path):
+    assert machine.property("session-state") == "no driver"
+    assert not path.exists()
+    assert "live server" in refused(socket=str(path))
+    driver = drv.Driver(machine)
+    driver.initialise()
+    driver.register()
+    assert path.is_socket()
+    assert "live server" in refused(socket=str(path))
+    assert machine.property("epoch") == 0, "nobody connected to find that out"
+    assert machine.quit() == 0
+    assert not list(path.parent.glob("device.sock*")), "nothing is left"
+
+
 def test_path_of_a_file_is_refused(path):
     path.write_text("precious")
     assert "not a socket" in refused(socket=str(path))
@@ -218,6 +232,21 @@ def test_socket_exists_while_a_device_is_registered(machine, path):
     assert machine.property("session-state") == "listening"
     assert driver.control(drv.DEVICE_INFO, struct.pack("<II", 2, 0) + bytes(24)).status == 0
     assert not path.exists()
+
+
+def test_what_a_killed_server_left_is_replaced(tmp_path, path):
+    option = device_option(socket=str(path))
+    with Machine(tmp_path / "killed.log", ["-device", option]) as killed:
+        driver = drv.Driver(killed)
+        driver.initialise()
+        driver.register()
+    assert path.exists()
+    with Machine(tmp_path / "qemu.log", ["-device", option]) as machine:
+        driver = drv.Driver(machine)
+        driver.initialise()
+        driver.register()
+        with driver.session(path):
+            pass
 
 
 def test_stale_socket_is_replaced(machine, path):

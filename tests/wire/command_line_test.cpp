@@ -167,7 +167,7 @@ TEST_F(CommandLine, LiveSocketIsRefused)
     Process first({loopback_program(), socket_option(), "testdev"});
     auto client = VfioUserClient::connect(socket);
     client.version();
-    expect_one_line(run({socket_option(), "testdev"}), 1, "another server listens on " + socket);
+    expect_one_line(run({socket_option(), "testdev"}), 1, "another server uses " + socket);
     // The first one is unharmed.
     EXPECT_TRUE(socket_exists());
     EXPECT_EQ(client.device_info().num_regions, 9u);

@@ -3,8 +3,10 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <string>
 
+#include "path_lock.hpp"
 #include "vvfu/base/fd.hpp"
 #include "vvfu/guest/error.hpp"
 
@@ -13,8 +15,8 @@ namespace vvfu::loopback {
 /// The socket that peers connect to.
 class Listener {
 public:
-    /// Checks the path; nothing is created yet. One line says what is wrong: too long, in use by a live server, not a
-    /// socket.
+    /// Checks the path, and keeps other servers from it (PathLock); no socket is created yet. One line says what is
+    /// wrong: too long, in use by another server, not a socket.
     static guest::Result<Listener> at_path(std::string path);
     /// Takes a listening AF_UNIX stream socket that somebody else bound. Nothing is unlinked at the end.
     static guest::Result<Listener> from_fd(Fd fd);
@@ -22,7 +24,8 @@ public:
     Listener &operator=(Listener &&) = delete;
     ~Listener() { close(); }
 
-    /// Binds and listens, replacing a socket that no server answers on. 0 or a negative errno.
+    /// Binds and listens, replacing a socket that no server answers on; those that know no PathLock are asked. 0 or a
+    /// negative errno.
     int open();
     /// Stops listening; unlinks the socket if open() made it and it is still there. An fd that was passed stays open.
     void close();
@@ -33,6 +36,7 @@ private:
     Listener() = default;
 
     std::string path_;
+    std::optional<PathLock> lock_;  // none if the socket was passed
     Fd fd_;
     bool passed_ = false, listening_ = false;
     dev_t device_ = 0;  // of the socket that we made

@@ -42,15 +42,18 @@ protected:
         std::strcpy(address.sun_path, path_.c_str());
         return ::connect(fd.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address) == 0;
     }
-    /// A socket file that nobody listens on, as a killed server leaves it.
-    void leave_stale_socket() const
+    /// The socket of a server that knows no PathLock.
+    [[nodiscard]] Fd bind_socket() const
     {
-        const Fd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+        Fd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
         sockaddr_un address{};
         address.sun_family = AF_UNIX;
         std::strcpy(address.sun_path, path_.c_str());
-        ASSERT_EQ(::bind(fd.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address), 0);
+        EXPECT_EQ(::bind(fd.get(), reinterpret_cast<const sockaddr *>(&address), sizeof address), 0);
+        return fd;
     }
+    /// A socket file that nobody listens on, as a killed server leaves it.
+    void leave_stale_socket() const { const Fd fd = bind_socket(); }
 
     std::string directory_, path_;
 };
@@ -103,12 +106,30 @@ TEST_F(ListenerTest, DoesNotStealALiveSocket)
     EXPECT_TRUE(connects());
 }
 
+// Of two starters the second is refused from the start, not when both have found the path free, or the socket stale.
+TEST_F(ListenerTest, ThePathIsTakenBeforeTheSocketIsMade)
+{
+    leave_stale_socket();
+    {
+        auto first = Listener::at_path(path_);
+        ASSERT_TRUE(first);
+        const auto second = Listener::at_path(path_);
+        ASSERT_FALSE(second);
+        EXPECT_EQ(second.error().message,
+                  "another server uses " + path_ + " (choose another --socket-path or stop it)");
+        ASSERT_EQ(first->open(), 0);
+        first->close();
+        EXPECT_FALSE(Listener::at_path(path_)) << "it may open again";
+    }
+    EXPECT_TRUE(Listener::at_path(path_));
+}
+
 TEST_F(ListenerTest, RefusesASocketThatBecameLiveAfterTheCheck)
 {
     auto late = Listener::at_path(path_);
     ASSERT_TRUE(late);
-    auto first = Listener::at_path(path_);
-    ASSERT_EQ(first->open(), 0);
+    const Fd foreign = bind_socket();
+    ASSERT_EQ(::listen(foreign.get(), 1), 0);
     EXPECT_EQ(late->open(), -EADDRINUSE);
     late->close();
     EXPECT_TRUE(connects()) << "the other server's socket stays";
@@ -126,8 +147,8 @@ TEST_F(ListenerTest, DoesNotUnlinkAnotherServersSocketAtTheEnd)
     auto first = Listener::at_path(path_);
     ASSERT_EQ(first->open(), 0);
     ::unlink(path_.c_str());
-    auto second = Listener::at_path(path_);
-    ASSERT_EQ(second->open(), 0);
+    const Fd foreign = bind_socket();
+    ASSERT_EQ(::listen(foreign.get(), 1), 0);
     first->close();
     EXPECT_TRUE(connects());
 }
@@ -154,6 +175,7 @@ TEST_F(ListenerTest, ADirectoryThatVanishedFailsWhenItOpens)
     ASSERT_EQ(::mkdir(inner.c_str(), 0700), 0);
     auto listener = Listener::at_path(inner + "/sock");
     ASSERT_TRUE(listener);
+    ASSERT_EQ(::unlink((inner + "/sock.lock").c_str()), 0);
     ASSERT_EQ(::rmdir(inner.c_str()), 0);
     EXPECT_EQ(listener->open(), -ENOENT);
 }

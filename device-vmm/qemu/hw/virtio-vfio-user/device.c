@@ -318,7 +318,7 @@ static void vvfu_exit(Notifier *notifier, void *data)
     VirtioVfioUser *s = container_of(notifier, VirtioVfioUser, exit_notifier);
 
     vvfu_core_begin(s);
-    vvfu_peer_remove_socket(s);
+    vvfu_peer_exit(s);
     vvfu_core_end(s);
 }
 

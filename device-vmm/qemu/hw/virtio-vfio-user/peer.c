@@ -411,7 +411,7 @@ static void vvfu_address(const char *path, struct sockaddr_un *address)
 {
     memset(address, 0, sizeof(*address));
     address->sun_family = AF_UNIX;
-    /* vvfu_check_path() saw to it that it fits, terminator included. */
+    /* vvfu_take_path() saw to it that it fits, terminator included. */
     pstrcpy(address->sun_path, sizeof(address->sun_path), path);
 }
 
@@ -498,7 +498,7 @@ int vvfu_listen(void *opaque)
     return ret;
 }
 
-void vvfu_peer_remove_socket(VirtioVfioUser *s)
+static void vvfu_remove_socket(VirtioVfioUser *s)
 {
     const char *path = vvfu_socket_path(s);
     struct stat now;
@@ -509,6 +509,12 @@ void vvfu_peer_remove_socket(VirtioVfioUser *s)
         now.st_ino == s->peer.listener_stat.st_ino) {
         unlink(path);
     }
+}
+
+void vvfu_peer_exit(VirtioVfioUser *s)
+{
+    vvfu_remove_socket(s);
+    vvfu_path_lock_drop(&s->peer.path_lock);
 }
 
 void vvfu_unlisten(void *opaque)
@@ -524,7 +530,7 @@ void vvfu_unlisten(void *opaque)
     timer_del(peer->accept_retry);
     vvfu_watch_listener(s, false);
     if (!peer->listener_passed) {
-        vvfu_peer_remove_socket(s);
+        vvfu_remove_socket(s);
         close(peer->listener);
         peer->listener = -1;
     }
@@ -532,7 +538,8 @@ void vvfu_unlisten(void *opaque)
 
 /* ---- set-up ---- */
 
-static bool vvfu_check_path(const char *path, Error **errp)
+/* Checks the path, and keeps other servers from it to vvfu_peer_cleanup(). */
+static bool vvfu_take_path(VirtioVfioUser *s, const char *path, Error **errp)
 {
     struct sockaddr_un address;
     g_autofree char *folder = g_path_get_dirname(path);
@@ -556,10 +563,19 @@ static bool vvfu_check_path(const char *path, Error **errp)
                          folder);
         return false;
     }
-    ret = vvfu_path_in_use(path, &stale);
+    /* Before a look at the socket: that is a connection to whoever serves. */
+    ret = vvfu_path_lock_take(&s->peer.path_lock, path);
+    if (ret < 0 && ret != -EADDRINUSE) {
+        error_setg_errno(errp, -ret, "virtio-vfio-user: cannot lock '%s.lock'",
+                         path);
+        return false;
+    }
+    if (ret == 0) {
+        ret = vvfu_path_in_use(path, &stale);
+    }
     if (ret == -EADDRINUSE) {
         error_setg(errp,
-                   "virtio-vfio-user: a live server listens on '%s' already: "
+                   "virtio-vfio-user: a live server uses '%s' already: "
                    "stop it or choose another socket",
                    path);
     } else if (ret == -EEXIST) {
@@ -569,6 +585,9 @@ static bool vvfu_check_path(const char *path, Error **errp)
                    path);
     } else if (ret < 0) {
         error_setg_errno(errp, -ret, "virtio-vfio-user: '%s'", path);
+    }
+    if (ret < 0) {
+        vvfu_path_lock_drop(&s->peer.path_lock);
     }
     return ret == 0;
 }
@@ -623,7 +642,7 @@ static bool vvfu_check_socket(VirtioVfioUser *s, Error **errp)
                              "permissions and are not supported");
             return false;
         }
-        return vvfu_check_path(s->socket->u.q_unix.path, errp);
+        return vvfu_take_path(s, s->socket->u.q_unix.path, errp);
     case SOCKET_ADDRESS_TYPE_FD:
         return vvfu_take_listener(s, errp);
     default:
@@ -660,6 +679,7 @@ void vvfu_peer_cleanup(VirtioVfioUser *s)
         close(s->peer.listener);
         s->peer.listener = -1;
     }
+    vvfu_path_lock_drop(&s->peer.path_lock);
     timer_free(s->peer.accept_retry);
     g_free(s->peer.receive_buffer);
 }

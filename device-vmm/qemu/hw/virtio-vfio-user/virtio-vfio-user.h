@@ -33,6 +33,7 @@
 #include "system/runstate.h"
 #include "arena.h"
 #include "compat.h"
+#include "path-lock.h"
 #include "registers.h"
 #include "vvfu/core/vvfu_core.h"
 
@@ -87,6 +88,7 @@ typedef struct VvfuMessage {
 } VvfuMessage;
 
 typedef struct VvfuPeer {
+    VvfuPathLock path_lock;       /* unless the listener was passed */
     int listener;                 /* -1: none */
     bool listener_passed;         /* "fd": it outlives unlisten() */
     bool watch_listener;          /* what the event loop is told */
@@ -264,8 +266,8 @@ bool vvfu_peer_init(VirtioVfioUser *s, Error **errp);
 void vvfu_peer_stop(VirtioVfioUser *s);
 /* When nothing of it runs in the context any more. */
 void vvfu_peer_cleanup(VirtioVfioUser *s);
-/* Removes the socket path if it is ours. */
-void vvfu_peer_remove_socket(VirtioVfioUser *s);
+/* The process ends: removes what is ours beside and at the socket path. */
+void vvfu_peer_exit(VirtioVfioUser *s);
 /* What vvfu_peer_flush() found. */
 typedef enum {
     VVFU_FLUSH_DONE,
