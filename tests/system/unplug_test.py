@@ -100,8 +100,9 @@ def serves(device):
 
 def test_function_is_unplugged_under_io_twenty_times(device):
     start_guest(device, f"--wait --uuid={UUID}", "wait")
+    device.qmp.execute("object-add", **{"qom-type": "iothread", "id": "io"})
     for round_number in range(TIMES):
-        device.plug(uuid=UUID)
+        device.plug(uuid=UUID, **({"iothread": "io"} if round_number % 2 else {}))
         serves(device)
         with Engine(device.socket) as peer:
             peer.copy(os.urandom(HALF))
