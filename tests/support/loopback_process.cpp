@@ -37,7 +37,9 @@ LoopbackProcess::LoopbackProcess(const std::string &program, const std::vector<s
         ::listen(listener.get(), 8) != 0) {
         throw std::system_error(errno, std::generic_category(), "listening socket");
     }
-    std::vector<std::string> argv{program, "--fd=" + std::to_string(listener.get())};
+    // The longest deadlines there are: the machine's load must not end what a test waits for.
+    std::vector<std::string> argv{program, "--fd=" + std::to_string(listener.get()), "--unmap-timeout=4000",
+                                  "--access-timeout=4000"};
     argv.insert(argv.end(), arguments.begin(), arguments.end());
     inherit.push_back(listener.get());
     process_ = std::make_unique<Process>(argv, inherit, environment);

@@ -14,7 +14,8 @@ namespace vvfu::test {
 /// vvfu-loopback as a child on a listening socket that it inherits: it can be connected to at once.
 class LoopbackProcess {
 public:
-    /// `program` is its path; `arguments` follow the --fd option: further options, the model and its options.
+    /// `program` is its path; `arguments` follow the options for the socket and the deadlines: further options, the
+    /// model and its options.
     /// `inherit` and `environment` as for Process.
     LoopbackProcess(const std::string &program, const std::vector<std::string> &arguments,
                     std::vector<int> inherit = {}, const std::vector<std::string> &environment = {});

@@ -8,10 +8,12 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
 
+#include "vvfu/base/rate_limit.hpp"
 #include "wire_test.hpp"
 
 namespace vvfu::test {
@@ -211,19 +213,21 @@ TEST_F(CommandLine, BackingErrorsAreOneLine)
 TEST_F(CommandLine, ManySessionsDoNotFloodTheLog)
 {
     Process process({loopback_program(), socket_option(), "testdev"});
-    constexpr int kSessions = 100;
-    for (int i = 0; i < kSessions; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < 100; ++i) {
         VfioUserClient::connect(socket).version();
     }
     process.signal(SIGTERM);
     ASSERT_EQ(process.wait(), 0);
     const auto text = process.errors();
     EXPECT_NE(text.find("session 1 begins"), std::string::npos) << text;
-    int lines = 0;
+    unsigned lines = 0;
     for (auto at = text.find(" begins"); at != std::string::npos; at = text.find(" begins", at + 1)) {
         ++lines;
     }
-    EXPECT_LT(lines, kSessions) << text;
+    // On a machine that is slow enough these are all of them.
+    const auto intervals = 1 + (std::chrono::steady_clock::now() - start) / RateLimit::kInterval;
+    EXPECT_LE(lines, RateLimit::kBurst * intervals) << text;
 }
 
 TEST_F(CommandLine, JsonLogLinesAreJson)

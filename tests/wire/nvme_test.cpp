@@ -213,8 +213,7 @@ protected:
         ASSERT_TRUE(dma.wait_for(2));
     }
 
-    LoopbackProcess loopback{loopback_program(),
-                             {"--unmap-timeout=4000", "--access-timeout=4000", "nvme", "--backing=mem:64M"}};
+    LoopbackProcess loopback{loopback_program(), {"nvme", "--backing=mem:64M"}};
     NvmeSession session{loopback};
     NvmeHost &host = session.host;
     GuestRam data{0x10000000, kMiB};

@@ -456,7 +456,7 @@ TEST_F(TestdevWire, MessageOnlyMemoryIsReachedByDmaReadAndWrite)
     GuestRam ram(0x100000, 16 * kMiB);
     ASSERT_EQ(client.dma_map(ram.address(), ram.size(), 0, kMapRead | kMapWrite, -1), 0);
     client.serve_memory(ram);
-    const auto data = pattern(4 * kMiB, 9);
+    const auto data = pattern(2 * kMiB, 9);
     fill(ram, 0x100001, data);
     EXPECT_EQ(transfer(testdev::kCopy, 0x100001, 0x900003, data.size()), kDone);
     EXPECT_TRUE(holds(ram, 0x900003, data));
@@ -514,7 +514,7 @@ TEST_F(TestdevWire, DmaRepliesInterleavedWithOwnCommandsAndOutOfOrder)
     GuestRam ram(0x100000, 4 * kMiB);
     ASSERT_EQ(client.dma_map(ram.address(), ram.size(), 0, kMapRead | kMapWrite, -1), 0);
     client.serve_memory(ram);
-    const auto data = pattern(2 * kMiB, 6);
+    const auto data = pattern(kMiB, 6);
     fill(ram, 0x100000, data);
     std::vector<Message> held;
     client.on_dma([&](Message message) { held.push_back(std::move(message)); });
@@ -535,11 +535,9 @@ TEST_F(TestdevWire, DmaRepliesInterleavedWithOwnCommandsAndOutOfOrder)
     EXPECT_TRUE(holds(ram, 0x300000, data));
 }
 
-/// A transfer whose DMA the peer holds. With the longest deadlines: none of them may be what ends the wait.
+/// A transfer whose DMA the peer holds.
 class UnansweredDma : public TestdevWire, public ::testing::WithParamInterface<testdev::Command> {
 protected:
-    UnansweredDma() : TestdevWire({"--unmap-timeout=4000", "--access-timeout=4000", "testdev"}) {}
-
     /// Starts a transfer that is left waiting for the peer.
     void start_and_hold()
     {
