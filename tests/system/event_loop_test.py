@@ -6,7 +6,6 @@ The test is guest driver and peer.
 
 import contextlib
 import os
-import signal
 import struct
 import threading
 
@@ -14,7 +13,8 @@ import pytest
 
 from qemuport import driver as drv
 from qemuport import peer as client
-from qemuport.machine import EVENT_LOOPS, Machine, device_option, event_loop_options, eventually
+from qemuport.machine import (EVENT_LOOPS, HASTY, PATIENT, Machine, device_option, event_loop_options, eventually,
+                              stopped)
 from qemuport.memory import add_range
 
 PAGE = 4096
@@ -36,10 +36,15 @@ def event_loop(request):
 
 
 @pytest.fixture
-def machine(tmp_path, path, event_loop):
+def deadlines():
+    return PATIENT
+
+
+@pytest.fixture
+def machine(tmp_path, path, event_loop, deadlines):
     options, properties = event_loop_options(event_loop)
-    device = device_option(socket=str(path), **properties, **{"window-size": 1 << 20, "region-memory-size": 1 << 20,
-                                                              "access-timeout": 300, "unmap-timeout": 200})
+    device = device_option(socket=str(path), **properties, **deadlines,
+                           **{"window-size": 1 << 20, "region-memory-size": 1 << 20})
     with Machine(tmp_path / "qemu.log", [*options, "-device", device, "-trace", "virtio_vfio_user_*"]) as running:
         yield running
 
@@ -116,10 +121,9 @@ def test_what_one_readable_socket_brought_is_settled_once(machine, event_loop, d
     # The kernel ends a recvmsg() behind file descriptors, so these are five.
     fd, _ = client.shared_memory(5 * PAGE)
     before = len(machine.output())
-    os.kill(machine.process.pid, signal.SIGSTOP)
-    for i in range(5):
-        session.send(client.DMA_MAP, client.dma_map(i * PAGE, PAGE, offset=i * PAGE), [fd])
-    os.kill(machine.process.pid, signal.SIGCONT)
+    with stopped(machine.process):
+        for i in range(5):
+            session.send(client.DMA_MAP, client.dma_map(i * PAGE, PAGE, offset=i * PAGE), [fd])
     for _ in range(5):
         assert session.receive()[:2] == (client.DMA_MAP, 0)
     trace = machine.output()[before:]
@@ -160,6 +164,7 @@ def shows_peer_memory(machine):
 #= VVFU-WINDOW-4
 #= type=test
 @pytest.mark.parametrize("event_loop", ["iothread"], indirect=True)
+@pytest.mark.parametrize("deadlines", [HASTY], ids=["hasty"])
 def test_a_blocked_main_loop_does_not_block_the_peer(machine, driver, session, tmp_path):
     fd, memory = client.shared_memory(2 * PAGE)
     window = driver.window + add_range(driver, session, 0, PAGE, fd)
@@ -177,6 +182,7 @@ def test_a_blocked_main_loop_does_not_block_the_peer(machine, driver, session, t
     os.close(fd)
 
 
+@pytest.mark.parametrize("deadlines", [HASTY], ids=["hasty"])
 def test_accesses_while_the_vm_is_stopped_are_counted(machine, driver, session):
     machine.qmp.execute("stop")
     for _ in range(2):

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """QEMU under qtest: its memory, ports and monitor are the test's."""
 
+import contextlib
 import json
+import os
+import pathlib
+import signal
 import socket
 import subprocess
 import time
@@ -17,6 +21,11 @@ def device_option(**properties):
     """The value of -device, in JSON."""
     return json.dumps({"driver": "virtio-vfio-user-pci", "id": "vvfu", "addr": "04.0", **properties})
 
+
+# Properties: the longest deadlines, for tests that a slow machine must not turn into something else, and some that are
+# worth waiting for.
+PATIENT = {"unmap-timeout": 4000, "access-timeout": 4000}
+HASTY = {"unmap-timeout": 500, "access-timeout": 1000}
 
 EVENT_LOOPS = ("main-loop", "iothread")
 
@@ -39,6 +48,21 @@ def eventually(condition, what):
     until = time.monotonic() + host.deadline(SECONDS)
     while not condition():
         assert time.monotonic() < until, f"not within {SECONDS} s: {what}"
+
+
+@contextlib.contextmanager
+def stopped(process):
+    """None of its threads runs meanwhile: what happens to it all is there when it goes on."""
+    def states():
+        tasks = pathlib.Path(f"/proc/{process.pid}/task").glob("*/stat")
+        return {task.read_text().rpartition(")")[2].split()[0] for task in tasks}
+
+    os.kill(process.pid, signal.SIGSTOP)
+    eventually(lambda: states() == {"T"}, "it is stopped")
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
 
 
 class Machine:
