@@ -196,24 +196,6 @@ def test_accesses_while_the_vm_is_stopped_are_counted(machine, driver, session):
     assert machine.property("paused-requests") == 2
 
 
-#= VVFU-FEATURES-4
-#= type=test
-def test_no_session_begins_while_the_vm_is_stopped(machine, driver, path):
-    machine.qmp.execute("stop")
-    for _ in range(2):
-        with client.Peer(path) as peer:
-            peer.send_version()
-            assert peer.closed_by_device()
-    assert machine.output().count("warning: vvfu: no session with peer") == 2
-    machine.qmp.execute("cont")
-    for request in (driver.request() for _ in range(6)):  # UP, FEATURE_BITS, DOWN of both
-        if request.type != drv.FEATURE_BITS:
-            driver.reply(request)
-    with driver.session(path, epoch=3) as peer:
-        start_read(peer, 4)
-        answer_read(driver, peer, driver.expect(drv.REGION_READ))
-
-
 def test_unplug_while_the_peer_talks(tmp_path, path, event_loop):
     options, properties = event_loop_options(event_loop)
     with Machine(tmp_path / "qemu.log", [*options, "-device", drv.RootPort.DEVICE, *drv.RootPort.NATIVE_HOT_PLUG]) as machine:

@@ -87,20 +87,11 @@ TEST_F(CoreWire, MappingIsGoneWhenTheUnmapReplyArrives)
     }
 }
 
-TEST_F(CoreWire, APeerOfASilentGuestIsClosed)
+TEST_F(CoreWire, VersionAndMapsAreAnsweredWithoutTheGuest)
 {
     server_.set_guest_silent(true);
-    for (int i = 0; i < 2; ++i) {
-        VfioUserClient client(server_.connect());
-        EXPECT_THROW(client.version(), PeerClosed);
-    }
-}
-
-TEST_F(CoreWire, MapsAreAnsweredWithoutTheGuest)
-{
     VfioUserClient client(server_.connect());
     EXPECT_EQ(client.version().major, 0);
-    server_.set_guest_silent(true);
     GuestRam ram(0, 1 << 20);
     EXPECT_EQ(client.dma_map(ram), 0);
     EXPECT_EQ(client.device_info().num_regions, 9u);

@@ -322,14 +322,6 @@ void Session::negotiate(Nanoseconds now, const Header &request, std::uint16_t mi
         now, Type::feature_bits, epoch_, time_left(now),
         [this, request, minor, offered](const GuestReply &reply) {
             std::uint64_t accepted = 0;
-            //= VVFU-FEATURES-4
-            if (reply.expired) {
-                env_.log.write(LogLevel::warning, "a peer came while the device guest was silent",
-                               "no session with peer " + describe(credentials_) +
-                                   ": the device guest does not answer (is the device VM stopped?)");
-                end(DownReason::guest_closed);
-                return true;
-            }
             if (reply.ok()) {
                 const auto bits = control::decode_feature_bits(reply.payload);
                 if (!bits) {

@@ -194,15 +194,14 @@ protected:
     }
 
     /// Takes the oldest request that the guest has not looked at.
-    GuestRequest take_request() { return take_request_of(port); }
-    static GuestRequest take_request_of(FakePort &a_port)
+    GuestRequest take_request()
     {
-        if (a_port.requests.empty()) {
+        if (port.requests.empty()) {
             ADD_FAILURE() << "no request for the guest";
             return {};
         }
-        const auto bytes = std::move(a_port.requests.front());
-        a_port.requests.pop_front();
+        const auto bytes = std::move(port.requests.front());
+        port.requests.pop_front();
         const auto header = control::decode_header(bytes);
         EXPECT_TRUE(header.has_value());
         return {*header, {bytes.begin() + control::kHeaderSize, bytes.end()}};
@@ -213,8 +212,8 @@ protected:
         EXPECT_EQ(control::name(type), control::name(request.header.type));
         return request;
     }
-    static control::Buffer reply_to(const GuestRequest &request, const ByteVector &payload = {},
-                                    control::Status status = control::Status::ok)
+    void answer(const GuestRequest &request, const ByteVector &payload = {},
+                control::Status status = control::Status::ok)
     {
         control::Buffer out;
         auto header = request.header;
@@ -223,12 +222,7 @@ protected:
         control::begin(out, header);
         out.insert(out.end(), payload.begin(), payload.end());
         control::finish(out);
-        return out;
-    }
-    void answer(const GuestRequest &request, const ByteVector &payload = {},
-                control::Status status = control::Status::ok)
-    {
-        core->reply(now, 2, reply_to(request, payload, status));
+        core->reply(now, 2, out);
     }
     /// Answers with what a working guest says; reads return `read_fill`.
     void answer_well(const GuestRequest &request)

@@ -250,9 +250,8 @@ TEST_F(CoreLifecycleTest, TheNextPeersVersionIsAnsweredInTimeAllTheSame)
     take_peer(down);
     answer(down);
     feed(command(vu::Command::version, version_payload("")));
-    EXPECT_EQ(now + 500ms, core->next_deadline()) << "of FEATURE_BITS";
     advance(500ms);
-    EXPECT_EQ(2u, port.closed);
+    EXPECT_EQ(static_cast<std::uint16_t>(vu::Command::version), take_sent().header.command);
 }
 
 TEST_F(CoreLifecycleTest, AVersionThatComesLateHasItsWholeTime)
@@ -312,10 +311,6 @@ TEST_F(CoreLifecycleTest, AnUndeliveredEndIsDeliveredBeforeTheNextBeginning)
     core->request_buffers(now, 1);
     GuestRequest request;
     EXPECT_EQ(control::PeerOp::down, take_peer(request).op);  // the write of the old session is gone
-    EXPECT_TRUE(port.requests.empty()) << "the guest was silent, so it never hears of the peer";
-    answer(request);
-    connect();
-    feed(command(vu::Command::version, version_payload("")));
     EXPECT_EQ(control::PeerOp::up, take_peer(request).op);
 }
 
@@ -511,9 +506,7 @@ protected:
         other->control_request(now, 1, add, 1000);
         EXPECT_EQ(0, other->peer_connected(now, {}));
         other->peer_data(now, command(vu::Command::version, version_payload("")), {});
-        static_cast<void>(take_request_of(other_port));  // PEER(UP)
-        const auto bits = take_request_of(other_port);
-        other->reply(now, 2, reply_to(bits, bits.payload));
+        other->tick(now + config.access_timeout);
         auto fds = memory(4096);
         other->peer_data(now, command(vu::Command::dma_map, dma_map_payload(0, 4096)), fds);
         return other;
