@@ -12,8 +12,8 @@
 namespace vvfu::nvme {
 
 /// A regular file or block device, through the page cache (the peer's memory in the window cannot be pinned, which
-/// O_DIRECT would need). Every operation runs on a worker, in a lane of the file's own:
-/// when it hangs, the others go on.
+/// O_DIRECT would need). Every operation runs on a worker, in a lane of the file's own: when it hangs, the
+/// others go on.
 class FileBacking final : public Backing {
 public:
     /// Fails when the file cannot be used, or another backing or process uses it and one of the two writes; that a QEMU

@@ -165,8 +165,8 @@ private:
     bool session_logged_ = false;  ///< the beginning of this one was
 
     using Vector = std::pair<std::uint32_t, std::uint32_t>;  // interrupt index, and vector in it
-    std::set<Vector> triggers_;                               // not sent yet
-    Vector last_trigger_{};                                   // sent
+    std::set<Vector> triggers_;                              // not sent yet
+    Vector last_trigger_{};                                  // sent
     std::size_t triggers_in_flight_ = 0;
     /// What can still reach the peer: DMA_WRITEs and IRQ_TRIGGERs, by DmaSpace::closings() when they were sent.
     std::map<std::uint64_t, std::size_t> in_flight_;

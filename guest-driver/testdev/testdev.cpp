@@ -83,7 +83,6 @@ Status status_of(DmaError error)
     return kIo;
 }
 
-/// Copies between two lists of equal length in bytes. The peer chose the addresses, so they may overlap.
 void fill(std::span<std::byte> to, std::uint32_t pattern)
 {
     for (std::size_t i = 0; i < to.size(); ++i) {

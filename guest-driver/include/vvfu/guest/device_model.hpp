@@ -21,7 +21,8 @@
 
 namespace vvfu::guest {
 
-/// Interrupts towards the driver guest. Vectors are numbered per VFIO IRQ index (control::kIrq*). Executor's thread only.
+/// Interrupts towards the driver guest. Vectors are numbered per VFIO IRQ index (control::kIrq*). Executor's thread
+/// only.
 class IrqSink {
 public:
     virtual ~IrqSink() = default;

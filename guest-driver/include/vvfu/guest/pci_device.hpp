@@ -62,8 +62,8 @@ struct PciFunction {
 /// The MSI-X table is kept by the driver VMM and never reaches the device; the table here is plain storage for clients
 /// that do forward it. Its mask bits, and Function Mask, have no effect: QEMU and Cloud Hypervisor obey those of their
 /// own table, and a vector that is masked by SET_IRQS has no doorbell target. The PBA shows the messages that wait
-/// for bus mastering, and the pending state of the doorbells. MSI has no
-/// mask bits (they are optional); clients keep its address and data, too.
+/// for bus mastering, and the pending state of the doorbells. MSI has no mask bits (they are optional); clients keep its
+/// address and data, too.
 class PciDevice : public DeviceModel {
 public:
     /// Throws std::invalid_argument when `function` is not realisable (that is a bug in the model).
