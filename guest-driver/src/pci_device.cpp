@@ -495,18 +495,10 @@ bool PciDevice::bus_master() const noexcept
     return (config_.get(PCI_COMMAND, 2) & PCI_COMMAND_MASTER) != 0 && in_d0();
 }
 
-/// The interrupt state is the executor's, and so is the gate: another thread could send a message after both were
-/// closed.
-void PciDevice::check_thread() const
-{
-    if (!services_.executor.current()) {
-        throw std::logic_error("an interrupt from another thread than the executor's");
-    }
-}
-
 void PciDevice::trigger(std::uint16_t vector)
 {
-    check_thread();
+    // Its interrupt state and the gate are: elsewhere, a message could be sent after both were closed.
+    services_.executor.require_current();
     const auto on = messages();
     if (resetting_ || vector >= on.vectors) {
         return;
@@ -520,7 +512,7 @@ void PciDevice::trigger(std::uint16_t vector)
 
 void PciDevice::intx_set(bool level)
 {
-    check_thread();
+    services_.executor.require_current();
     intx_level_ = level && function_.intx;
     // Interrupt Status shows the level whatever Interrupt Disable says (PCI 3.0 6.2.3).
     const auto status = config_.get(PCI_STATUS, 2) & ~std::uint64_t{PCI_STATUS_INTERRUPT};

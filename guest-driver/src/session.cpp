@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <stdexcept>
 #include <utility>
 
 #include "session_impl.hpp"
@@ -391,9 +390,7 @@ void Session::Impl::shut_down()
 
 void Session::Impl::trigger(std::uint32_t index, std::uint32_t vector)
 {
-    if (!reactor_.current()) {
-        throw std::logic_error("an interrupt from another thread than the executor's");
-    }
+    reactor_.require_current();
     if (index >= irq_counts_.size() || vector >= irq_counts_[index]) {
         return;
     }

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <functional>
+#include <stdexcept>
 
 namespace vvfu::guest {
 
@@ -20,6 +21,13 @@ public:
     virtual void after(std::chrono::nanoseconds delay, Task task) = 0;
     /// The caller is on the executor's thread, or that does not run yet. Any thread.
     [[nodiscard]] virtual bool current() const noexcept = 0;
+    /// For what would be a race elsewhere: throws std::logic_error unless current().
+    void require_current() const
+    {
+        if (!current()) {
+            throw std::logic_error("called from another thread than the executor's");
+        }
+    }
 };
 
 /// Threads for work that may block (file I/O). Implemented by ThreadPool, and inline by tests.

@@ -62,8 +62,8 @@ struct PciFunction {
 /// The MSI-X table is kept by the driver VMM and never reaches the device; the table here is plain storage for clients
 /// that do forward it. Its mask bits, and Function Mask, have no effect: QEMU and Cloud Hypervisor obey those of their
 /// own table, and a vector that is masked by SET_IRQS has no doorbell target. The PBA shows the messages that wait
-/// for bus mastering, and the pending state of the doorbells. MSI has no mask bits (they are optional); clients keep its
-/// address and data, too.
+/// for bus mastering, and the pending state of the doorbells. MSI has no mask bits (they are optional); clients keep
+/// its address and data, too.
 class PciDevice : public DeviceModel {
 public:
     /// Throws std::invalid_argument when `function` is not realisable (that is a bug in the model).
@@ -117,7 +117,6 @@ private:
     [[nodiscard]] bool in_d0() const noexcept;
     void update_gate();
     void send_pending();
-    void check_thread() const;
     void pba_read(std::size_t offset, std::span<std::byte> out);
     void intx_evaluate();
     /// The messages that are enabled, and how many vectors of them the driver allows.
