@@ -1,69 +1,61 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "buffer_pool.hpp"
 
-#include <cstring>
+#include <algorithm>
+#include <bit>
 #include <new>
+#include <utility>
 
 #include "spec.hpp"
 
 namespace vvfu::nvme {
 
-BufferPool::~BufferPool()
+BufferPool::BufferPool()
 {
-    for (unsigned size = 0; size < kSizes; ++size) {
-        while (free_[size] != nullptr) {
-            delete[] pop(size);
-        }
+    for (std::size_t index = 0; index < kSizes; ++index) {
+        free_[index].reserve(kKept / (kSmallest << index));
     }
 }
 
 std::shared_ptr<std::byte[]> BufferPool::take(const std::shared_ptr<BufferPool> &pool, std::size_t size)
 {
     static_assert(kSmallest << (kSizes - 1) == kMaxTransfer);
-    unsigned index = 0;
-    while (index < kSizes && kSmallest << index < size) {
-        ++index;
-    }
-    if (index == kSizes) {
+    const auto index = static_cast<std::size_t>(std::bit_width((std::max<std::size_t>(size, 1) - 1) / kSmallest));
+    if (index >= kSizes) {
         return std::shared_ptr<std::byte[]>{new (std::nothrow) std::byte[size]};
     }
-    std::byte *buffer = nullptr;
-    {
-        const std::lock_guard lock{pool->mutex_};
-        buffer = pool->pop(index);
+    auto buffer = pool->pop(index);
+    if (!buffer) {
+        buffer.reset(new (std::nothrow) std::byte[kSmallest << index]);
     }
-    if (buffer == nullptr) {
-        buffer = new (std::nothrow) std::byte[kSmallest << index];
-    }
-    if (buffer == nullptr) {
+    if (!buffer) {
         return nullptr;
     }
-    return {buffer, [pool, index](std::byte *bytes) { pool->give_back(bytes, index); }};
+    return {buffer.release(), [pool, index](std::byte *bytes) { pool->give_back(Buffer{bytes}, index); }};
 }
 
-/// The mutex is held, or nobody else has the pool.
-std::byte *BufferPool::pop(unsigned size)
+BufferPool::Buffer BufferPool::pop(std::size_t index)
 {
-    auto *buffer = free_[size];
-    if (buffer != nullptr) {
-        std::memcpy(&free_[size], buffer, sizeof(buffer));
-        kept_ -= kSmallest << size;
+    const std::lock_guard lock{mutex_};
+    auto &free = free_[index];
+    if (free.empty()) {
+        return nullptr;
     }
+    auto buffer = std::move(free.back());
+    free.pop_back();
+    kept_ -= kSmallest << index;
     return buffer;
 }
 
-void BufferPool::give_back(std::byte *buffer, unsigned size) noexcept
+/// What is over the limit is freed.
+void BufferPool::give_back(Buffer buffer, std::size_t index) noexcept
 {
-    {
-        const std::lock_guard lock{mutex_};
-        if (kept_ + (kSmallest << size) <= kKept) {
-            std::memcpy(buffer, &free_[size], sizeof(buffer));
-            free_[size] = buffer;
-            kept_ += kSmallest << size;
-            return;
-        }
+    const std::lock_guard lock{mutex_};
+    const auto size = kSmallest << index;
+    if (kept_ + size <= kKept) {
+        free_[index].push_back(std::move(buffer));
+        kept_ += size;
     }
-    delete[] buffer;
 }
 
 std::size_t BufferPool::kept() const

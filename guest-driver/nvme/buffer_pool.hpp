@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 namespace vvfu::nvme {
 
@@ -14,10 +15,9 @@ class BufferPool {
 public:
     static constexpr std::size_t kKept = 4u * 1024 * 1024;  ///< bytes at most
 
-    BufferPool() = default;
+    BufferPool();
     BufferPool(const BufferPool &) = delete;
     BufferPool &operator=(const BufferPool &) = delete;
-    ~BufferPool();
 
     /// At least `size` bytes with any contents, which come back to the pool with the last reference; nullptr: there is
     /// no memory.
@@ -26,13 +26,14 @@ public:
 
 private:
     static constexpr std::size_t kSmallest = 4096;
-    static constexpr unsigned kSizes = 8;  // each twice the one before; up to kMaxTransfer
+    static constexpr std::size_t kSizes = 8;  // each twice the one before; up to kMaxTransfer
+    using Buffer = std::unique_ptr<std::byte[]>;
 
-    [[nodiscard]] std::byte *pop(unsigned size);
-    void give_back(std::byte *buffer, unsigned size) noexcept;
+    [[nodiscard]] Buffer pop(std::size_t index);
+    void give_back(Buffer buffer, std::size_t index) noexcept;
 
     mutable std::mutex mutex_;
-    std::array<std::byte *, kSizes> free_{};  // lists of buffers, the next one's address in the first bytes of each
+    std::array<std::vector<Buffer>, kSizes> free_;  // with room for all that may be kept
     std::size_t kept_ = 0;
 };
 
