@@ -423,26 +423,26 @@ protected:
         }
         expect_old_data_on_disk();
     }
+    /// The storage goes on while a register of configuration space has the value that stops DMA.
+    void expect_nothing_taken_while(std::uint64_t offset, std::uint16_t stopped, std::uint16_t running)
+    {
+        session.client.write(kConfig, offset, stopped);
+        reuse_memory();
+        release();
+        EXPECT_FALSE(host.poll(1));
+        session.client.write(kConfig, offset, running);
+        expect_success();
+    }
 };
 
 TEST_F(NvmeStoppedWrites, TakeNothingOnceBusMasterEnableIsCleared)
 {
-    session.client.write<std::uint16_t>(kConfig, kCommand, 0x0002);
-    reuse_memory();
-    release();
-    EXPECT_FALSE(host.poll(1));
-    session.client.write<std::uint16_t>(kConfig, kCommand, 0x0006);
-    expect_success();
+    expect_nothing_taken_while(kCommand, 0x0002, 0x0006);
 }
 
 TEST_F(NvmeStoppedWrites, TakeNothingInD3hot)
 {
-    session.client.write<std::uint16_t>(kConfig, kPmControl, 3);
-    reuse_memory();
-    release();
-    EXPECT_FALSE(host.poll(1));
-    session.client.write<std::uint16_t>(kConfig, kPmControl, 0);
-    expect_success();
+    expect_nothing_taken_while(kPmControl, 3, 0);
 }
 
 TEST_F(NvmeStoppedWrites, TakeNothingAfterAFunctionLevelReset)

@@ -4,27 +4,13 @@
 #include <gtest/gtest.h>
 
 #include "fake_transport.hpp"
+#include "fakes.hpp"
 
 namespace vvfu::guest {
 namespace {
 
 using control::Status;
 using control::Type;
-
-/// Runs what was posted when it is told to.
-class QueueExecutor final : public Executor {
-public:
-    void post(Task task) override { tasks.push_back(std::move(task)); }
-    [[nodiscard]] bool current() const noexcept override { return true; }
-    void after(std::chrono::nanoseconds, Task task) override { tasks.push_back(std::move(task)); }
-    void run()
-    {
-        for (const auto &task : std::exchange(tasks, {})) {
-            task();
-        }
-    }
-    std::vector<Task> tasks;
-};
 
 class ControlClientTest : public ::testing::Test {
 protected:
@@ -39,7 +25,7 @@ protected:
     }
 
     FakeTransport transport;
-    QueueExecutor executor;
+    test::FakeExecutor executor;
     std::unique_ptr<ControlClient> client = std::move(*ControlClient::create(transport, executor));
     std::optional<DmaError> error;
     unsigned completions = 0;

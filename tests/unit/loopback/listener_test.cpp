@@ -12,23 +12,13 @@
 #include <cstring>
 #include <string>
 
+#include "temporary_directory.hpp"
+
 namespace vvfu::loopback {
 namespace {
 
 class ListenerTest : public ::testing::Test {
 protected:
-    void SetUp() override
-    {
-        char name[] = "/tmp/vvfu-listener-XXXXXX";
-        ASSERT_NE(::mkdtemp(name), nullptr);
-        directory_ = name;
-        path_ = directory_ + "/sock";
-    }
-    void TearDown() override
-    {
-        ::unlink(path_.c_str());
-        ::rmdir(directory_.c_str());
-    }
     [[nodiscard]] bool exists() const
     {
         struct stat status {};
@@ -55,7 +45,8 @@ protected:
     /// A socket file that nobody listens on, as a killed server leaves it.
     void leave_stale_socket() const { const Fd fd = bind_socket(); }
 
-    std::string directory_, path_;
+    const test::TemporaryDirectory directory_;
+    const std::string path_ = directory_.path("sock");
 };
 
 TEST_F(ListenerTest, TheSocketExistsWhileItIsOpenOnly)
@@ -164,14 +155,14 @@ TEST_F(ListenerTest, APathThatIsTooLongIsNamedWithBothNumbers)
 
 TEST_F(ListenerTest, AMissingDirectoryIsNamed)
 {
-    const auto listener = Listener::at_path(directory_ + "/missing/sock");
+    const auto listener = Listener::at_path(directory_.path("missing/sock"));
     ASSERT_FALSE(listener);
     EXPECT_NE(listener.error().message.find("/missing/"), std::string::npos) << listener.error().message;
 }
 
 TEST_F(ListenerTest, ADirectoryThatVanishedFailsWhenItOpens)
 {
-    const auto inner = directory_ + "/inner";
+    const auto inner = directory_.path("inner");
     ASSERT_EQ(::mkdir(inner.c_str(), 0700), 0);
     auto listener = Listener::at_path(inner + "/sock");
     ASSERT_TRUE(listener);

@@ -21,6 +21,7 @@
 
 #include "event_fd.hpp"
 #include "process.hpp"
+#include "temporary_directory.hpp"
 #include "vfio_user_client.hpp"
 #include "vvfu/guest/reactor.hpp"
 #include "vvfu/guest/session.hpp"
@@ -172,10 +173,7 @@ class LoopbackTest : public ::testing::Test {
 protected:
     LoopbackTest()
     {
-        char name[] = "/tmp/vvfu-loopback-XXXXXX";
-        directory = ::mkdtemp(name);
-        options.socket_path = directory + "/sock";
-        path = options.socket_path;
+        options.socket_path = path;
         options.core.window_size = std::uint64_t{1} << 30;
         options.core.region_memory_size = 8192;
         options.core.unmap_timeout = 50ms;
@@ -186,7 +184,6 @@ protected:
         guest.reset();
         port.reset();
         EXPECT_FALSE(socket_exists()) << "the socket is unlinked at the end";
-        ::rmdir(directory.c_str());
     }
     void start()
     {
@@ -243,7 +240,8 @@ protected:
         ASSERT_TRUE(out);
     }
 
-    std::string directory, path;
+    const test::TemporaryDirectory directory;
+    const std::string path = directory.path("sock");
     LoopbackOptions options;
     std::unique_ptr<LoopbackPort> port;
     std::unique_ptr<Guest> guest;

@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -12,27 +11,17 @@
 #include <thread>
 #include <vector>
 
+#include "temporary_directory.hpp"
+
 namespace vvfu::loopback {
 namespace {
 
 class PathLockTest : public ::testing::Test {
 protected:
-    void SetUp() override
-    {
-        char name[] = "/tmp/vvfu-path-lock-XXXXXX";
-        ASSERT_NE(::mkdtemp(name), nullptr);
-        directory_ = name;
-        path_ = directory_ + "/sock";
-        file_ = path_ + ".lock";
-    }
-    void TearDown() override
-    {
-        ::unlink(file_.c_str());
-        ::rmdir(directory_.c_str());
-    }
     [[nodiscard]] bool exists() const { return ::access(file_.c_str(), F_OK) == 0; }
 
-    std::string directory_, path_, file_;
+    const test::TemporaryDirectory directory_;
+    const std::string path_ = directory_.path("sock"), file_ = path_ + ".lock";
 };
 
 TEST_F(PathLockTest, OneHoldsItUntilItsEnd)
@@ -62,12 +51,12 @@ TEST_F(PathLockTest, NoLinkIsFollowed)
     const auto lock = PathLock::take(path_);
     ASSERT_FALSE(lock);
     EXPECT_EQ(lock.error(), ELOOP);
-    EXPECT_NE(::access((directory_ + "/elsewhere").c_str(), F_OK), 0);
+    EXPECT_NE(::access(directory_.path("elsewhere").c_str(), F_OK), 0);
 }
 
 TEST_F(PathLockTest, AFolderThatIsMissingIsTold)
 {
-    const auto lock = PathLock::take(directory_ + "/missing/sock");
+    const auto lock = PathLock::take(directory_.path("missing/sock"));
     ASSERT_FALSE(lock);
     EXPECT_EQ(lock.error(), ENOENT);
 }

@@ -195,16 +195,22 @@ TEST(ControllerEnable, CompletionsWaitForBusMaster)
     EXPECT_EQ(host.irqs.msix(1), 1u);
 }
 
-/// A fetch by message of the time before ends after the function may do DMA again.
-TEST(ControllerEnable, AFetchThatBusMasterInterruptedIsMadeAgain)
+/// The queues are reached by messages, and the one that fetches a flush is not answered.
+void start_with_held_fetch(Host &host)
 {
-    Host host;
     host.queue_place = Place::message;
     host.start();
     host.hold_messages = true;
     host.submit(1, io(IoOpcode::flush));
     host.ring_sq(1);
     host.run();
+}
+
+/// A fetch by message of the time before ends after the function may do DMA again.
+TEST(ControllerEnable, AFetchThatBusMasterInterruptedIsMadeAgain)
+{
+    Host host;
+    start_with_held_fetch(host);
     ASSERT_EQ(host.messages.waiting.size(), 1u);
     host.set_bus_master(false);
     host.set_bus_master(true);
@@ -217,12 +223,7 @@ TEST(ControllerEnable, AFetchThatBusMasterInterruptedIsMadeAgain)
 TEST(ControllerEnable, ACompletionThatBusMasterInterruptedIsPostedAgain)
 {
     Host host;
-    host.queue_place = Place::message;
-    host.start();
-    host.hold_messages = true;
-    host.submit(1, io(IoOpcode::flush));
-    host.ring_sq(1);
-    host.run();
+    start_with_held_fetch(host);
     ASSERT_TRUE(host.messages.answer_one());
     host.run();
     ASSERT_EQ(host.messages.waiting.size(), 1u) << "the completion";
