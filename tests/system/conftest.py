@@ -7,6 +7,8 @@ import shutil
 
 import pytest
 
+from qemuport.driver import Driver
+from qemuport.machine import EVENT_LOOPS, PATIENT
 from vmlab import host
 from vmlab.topology import Lab
 
@@ -33,3 +35,38 @@ def keep_logs(laboratory, name):
     for path in sorted(laboratory.directory.glob("*.log")):
         shutil.copy(path, target)
     print(f"\nlogs of every process: {target}")
+
+
+# ---- the QEMU port alone, in a `machine` of the module's: the test is guest driver and peer ----
+
+@pytest.fixture
+def path(tmp_path):
+    """Of the function's socket."""
+    return tmp_path / "device.sock"
+
+
+@pytest.fixture(params=EVENT_LOOPS)
+def event_loop(request):
+    """Where the machine serves the socket."""
+    return request.param
+
+
+@pytest.fixture
+def deadlines():
+    """Properties of the machine's function."""
+    return PATIENT
+
+
+@pytest.fixture
+def driver(machine):
+    """Initialised, with a device registered."""
+    result = Driver(machine)
+    result.initialise()
+    result.register()
+    return result
+
+
+@pytest.fixture
+def session(driver, path):
+    with driver.session(path) as peer:
+        yield peer

@@ -13,8 +13,7 @@ import pytest
 
 from qemuport import driver as drv
 from qemuport import peer as client
-from qemuport.machine import (EVENT_LOOPS, HASTY, PATIENT, Machine, device_option, event_loop_options, eventually,
-                              stopped)
+from qemuport.machine import HASTY, Machine, device_option, event_loop_options, eventually, stopped
 from qemuport.memory import add_range
 
 PAGE = 4096
@@ -26,41 +25,12 @@ UNPLUGS = 10
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "device.sock"
-
-
-@pytest.fixture(params=EVENT_LOOPS)
-def event_loop(request):
-    return request.param
-
-
-@pytest.fixture
-def deadlines():
-    return PATIENT
-
-
-@pytest.fixture
 def machine(tmp_path, path, event_loop, deadlines):
     options, properties = event_loop_options(event_loop)
     device = device_option(socket=str(path), **properties, **deadlines,
                            **{"window-size": 1 << 20, "region-memory-size": 1 << 20})
     with Machine(tmp_path / "qemu.log", [*options, "-device", device, "-trace", "virtio_vfio_user_*"]) as running:
         yield running
-
-
-@pytest.fixture
-def driver(machine):
-    result = drv.Driver(machine)
-    result.initialise()
-    result.register()
-    return result
-
-
-@pytest.fixture
-def session(driver, path):
-    with driver.session(path) as peer:
-        yield peer
 
 
 def wants_kicks(driver, queue):

@@ -12,8 +12,8 @@ import pytest
 
 from qemuport import driver as drv
 from qemuport import peer as client
-from qemuport.machine import (EVENT_LOOPS, HASTY, PATIENT, SECONDS, Machine, device_option, event_loop_options,
-                              eventually, run_to_exit, stopped)
+from qemuport.machine import (HASTY, SECONDS, Machine, device_option, event_loop_options, eventually, run_to_exit,
+                              stopped)
 from qemuport.memory import add_range, remove_range
 from vmlab import host
 from vmlab.qmp import QmpError
@@ -22,37 +22,12 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "device.sock"
-
-
-@pytest.fixture
-def deadlines():
-    return PATIENT
-
-
-@pytest.fixture(params=EVENT_LOOPS)
-def machine(request, tmp_path, path, deadlines):
-    arguments, event_loop = event_loop_options(request.param)
+def machine(tmp_path, path, event_loop, deadlines):
+    arguments, properties = event_loop_options(event_loop)
     options = {"window-size": 64 * MIB, "region-memory-size": MIB, "doorbells": 8, "notifications": 3, "in_order": True}
-    device = device_option(socket=str(path), **options, **deadlines, **event_loop)
+    device = device_option(socket=str(path), **options, **deadlines, **properties)
     with Machine(tmp_path / "qemu.log", [*arguments, "-device", device]) as running:
         yield running
-
-
-@pytest.fixture
-def driver(machine):
-    """Initialised, with a device registered."""
-    result = drv.Driver(machine)
-    result.initialise()
-    result.register()
-    return result
-
-
-@pytest.fixture
-def session(driver, path):
-    with driver.session(path) as peer:
-        yield peer
 
 
 def refused(*options, **properties):
@@ -478,7 +453,6 @@ def test_register_access_goes_through(driver, session):
 #= type=test
 #= VVFU-QUEUE-13
 #= type=test
-@pytest.mark.parametrize("event_loop", EVENT_LOOPS)
 def test_dma_data_that_waits_for_the_peer_is_bounded(tmp_path, path, monkeypatch, event_loop):
     options, properties = event_loop_options(event_loop)
     monkeypatch.setattr(drv, "QUEUE_SIZE", 64)

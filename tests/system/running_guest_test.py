@@ -55,10 +55,10 @@ def event_loop(request):
 
 
 @pytest.fixture
-def machine(accelerator, event_loop, tmp_path):
+def machine(accelerator, event_loop, tmp_path, path):
     arguments, properties = event_loop_options(event_loop)
     options = [*arguments,
-               "-device", device_option(socket=str(tmp_path / "device.sock"), doorbells=8, notifications=3, **properties,
+               "-device", device_option(socket=str(path), doorbells=8, notifications=3, **properties,
                                          **{"window-size": 64 * MIB, "unmap-timeout": 4000}),
                "-trace", "virtio_vfio_user_doorbell*", "-trace", "virtio_vfio_user_notification*"]
     with guest_machine(accelerator, tmp_path, *options) as running:
@@ -71,17 +71,9 @@ def guest(machine):
 
 
 @pytest.fixture
-def driver(machine, guest):
-    result = drv.Driver(machine)
-    result.initialise()
-    result.register()
-    return result
-
-
-@pytest.fixture
-def session(driver, tmp_path):
-    with driver.session(tmp_path / "device.sock") as peer:
-        yield peer
+def driver(guest, driver):
+    """Begins when the guest runs, because its firmware places BARs too."""
+    return driver
 
 
 def is_signalled(event):
@@ -106,8 +98,8 @@ def test_doorbell(accelerator, event_loop, machine, guest, driver, session):
         assert trace.count("doorbell_write doorbell 1 size 4") == 2
 
 
-def test_doorbells_beyond_what_kvm_is_given(accelerator, tmp_path):
-    vectors, path = 1056, tmp_path / "device.sock"
+def test_doorbells_beyond_what_kvm_is_given(accelerator, tmp_path, path):
+    vectors = 1056
     options = ["-device", device_option(socket=str(path), doorbells=1 + vectors), "-trace", "virtio_vfio_user_doorbell*"]
     with guest_machine(accelerator, tmp_path, *options) as machine, \
             open(os.eventfd(0, os.EFD_NONBLOCK), "rb", buffering=0) as event:
@@ -178,14 +170,14 @@ def test_stores_of_the_guest_into_the_window(guest, driver, session, window):
     assert memory[MIB + 8:MIB + 12] == b"\x55" * 4
 
 
-def test_a_cpu_that_stores_to_registers_survives_unplug(accelerator, tmp_path):
+def test_a_cpu_that_stores_to_registers_survives_unplug(accelerator, tmp_path, path):
     # It has found the register and waits for QEMU's lock while the function goes.
     with guest_machine(accelerator, tmp_path, "-device", drv.RootPort.DEVICE, *drv.RootPort.NATIVE_HOT_PLUG) as machine:
         guest = TinyGuest(machine)
         port = drv.RootPort(machine)  # after the firmware's
         for _ in range(UNPLUGS):
             machine.qmp.execute("device_add", driver="virtio-vfio-user-pci", id="vvfu", bus="rp",
-                                socket=str(tmp_path / "device.sock"), **{"window-size": MIB})
+                                socket=str(path), **{"window-size": MIB})
             port.set_power(True)
             driver = drv.Driver(machine, slot=0, bus=1)
             guest.store_again_and_again(driver.address(6), driver.address(7) + 2)
