@@ -7,8 +7,8 @@ import struct
 from .machine import eventually
 from .peer import VERSION, Peer
 
-# The MSI-X table is in BAR 1, below what a CPU stores to while the function goes. QEMU takes BARs away one by one, and under
-# TCG (10.0) a store of that moment can go to what follows in the memory map: msix_table_mmio_write() would abort.
+# The MSI-X table is in BAR 1, below what a CPU stores to while the function goes. QEMU takes BARs away one by one, and
+# under TCG (10.0) a store of that moment can go to what follows in memory: msix_table_mmio_write() would abort.
 BAR0, BAR1, BAR2, BAR4 = 0xFE100000, 0xFE000000, 0x100_0000_0000 >> 2, 0x100_0000_0000 >> 4
 RAM = 0x100000
 QUEUE_SIZE = 16
